@@ -1,0 +1,135 @@
+"""The one place where an encoder and a head are joined: images and labels to losses, images to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mfuser_d2.core.criterion import Criterion
+from mfuser_d2.core.inference import InferenceSettings, Size, class_scores, rescale_to, resize_scores, slide
+from mfuser_d2.core.text_query_head import HeadOutput
+
+
+class Segmenter(nn.Module):
+    """MFuser: a backbone that maps normalised images to named features, and a head that maps these to predictions.
+
+    Args:
+        backbone: images (N, 3, H, W) to a dict of features.
+        sem_seg_head: that dict to a `HeadOutput`.
+        criterion: `HeadOutput` and labels to weighted losses.
+        pixel_mean, pixel_std: RGB normalisation of the input, 0..255 scale.
+        crop_size: smallest (height, width) in pixels that training images are padded to.
+        inference: how images are cut up at test time.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        sem_seg_head: nn.Module,
+        criterion: Criterion,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        crop_size: Size,
+        inference: InferenceSettings,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.crop_size = tuple(crop_size)
+        self.inference = inference
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """An RGB image (3, H, W), 0..255, uint8 or float, as the backbone wants it."""
+        return (image.to(self.device).float() - self.pixel_mean) / self.pixel_std
+
+    def losses(
+        self, images: Sequence[Tensor], labels: Sequence[Tensor], rand: Callable[..., Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted losses of a training batch; their sum is the total.
+
+        Args:
+            images: (3, H, W) RGB, 0..255, sizes may differ; padded with the mean colour to the largest and to crop_size.
+            labels: (H, W) trainIds, padded with the ignore label.
+            rand: replaces `torch.rand` for the sampled points, see `Criterion`.
+        Raises:
+            ValueError: an image and its label differ in size.
+        """
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            if image.shape[-2:] != label.shape[-2:]:
+                raise ValueError(
+                    f"image {index} of the batch is {tuple(image.shape[-2:])}, its label {tuple(label.shape[-2:])}; "
+                    "both must have one size"
+                )
+        batch = pad_to_common([self.normalize(image) for image in images], at_least=self.crop_size, value=0.0)
+        targets = pad_to_common(
+            [label.to(self.device) for label in labels], at_least=self.crop_size, value=self.criterion.ignore_label
+        )
+        output = self.predict_all(batch)
+        return self.criterion(*output, targets, rand=rand)
+
+    def predict_all(self, images: Tensor) -> HeadOutput:
+        """Every prediction of the head for normalised images (N, 3, H, W)."""
+        return self.sem_seg_head(self.backbone(images))
+
+    def window_scores(self, images: Tensor) -> Tensor:
+        """Scores (N, K, H, W) of normalised windows (N, 3, H, W) in one pass."""
+        output = self.predict_all(images)
+        return resize_scores(class_scores(output.class_logits[-1], output.mask_logits[-1]), tuple(images.shape[-2:]))
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[Tensor], sizes: Sequence[Size] | None = None) -> list[Tensor]:
+        """Class scores of whole images.
+
+        Args:
+            images: (3, H, W) RGB, 0..255; sizes may differ.
+            sizes: height and width of each result in pixels; None keeps the images' own.
+        Returns:
+            (K, height, width) float32 for each image.
+        """
+        sizes = [tuple(image.shape[-2:]) for image in images] if sizes is None else sizes
+        outputs: list[Tensor] = []
+        for start, stop in _runs_of_one_size(images):
+            batch = torch.stack([self.normalize(image) for image in images[start:stop]])
+            outputs += rescale_to(
+                self.scores(batch), sizes[start:stop], final_softmax=self.inference.final_softmax
+            )
+        return outputs
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Scores (N, K, H, W) of normalised images (N, 3, H, W), by windows or whole, as `inference` says."""
+        settings = self.inference
+        if settings.mode == "whole":
+            return self.window_scores(images)
+        return slide(
+            images,
+            self.window_scores,
+            crop_size=settings.crop_size,
+            stride=settings.stride,
+            batch=settings.batch,
+        )
+
+
+def pad_to_common(tensors: Sequence[Tensor], *, at_least: Size, value: float) -> Tensor:
+    """Stack tensors (..., H, W) of different sizes, padded at bottom and right to one size of at least `at_least`."""
+    height = max(at_least[0], *(tensor.shape[-2] for tensor in tensors))
+    width = max(at_least[1], *(tensor.shape[-1] for tensor in tensors))
+    return torch.stack(
+        [F.pad(t, (0, width - t.shape[-1], 0, height - t.shape[-2]), value=value) for t in tensors]
+    )
+
+
+def _runs_of_one_size(images: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Start and stop of the longest runs of neighbouring images with one size."""
+    starts = [i for i in range(len(images)) if i == 0 or images[i].shape != images[i - 1].shape]
+    return list(zip(starts, [*starts[1:], len(images)]))
