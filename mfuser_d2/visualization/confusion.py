@@ -51,7 +51,7 @@ def save_confusion_picture(
     bar.set_label("% of the true class's pixels")
     bar.outline.set_visible(False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.15)
 
 
 def _write_numbers(axes, percent: np.ndarray) -> None:
