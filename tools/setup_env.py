@@ -251,9 +251,10 @@ def install_detectron2() -> None:
     """Build the pinned Detectron2 against the installed torch; SetupError where the build fails."""
     source = f"detectron2 @ git+{DETECTRON2_REPOSITORY}@{DETECTRON2_COMMIT}"
     pins = str(write_constraints(package_requirements()))
-    arguments = ["--no-build-isolation", "-c", pins, source]
+    # pip would reuse a wheel that it once built from this commit, against whatever torch was there then.
+    arguments = ["--no-build-isolation", "--no-cache-dir", "-c", pins, source]
     if installed_version("detectron2"):  # there, but it does not import: most often built against another torch
-        arguments = ["--force-reinstall", "--no-deps", "--no-cache-dir", *arguments]
+        arguments = ["--force-reinstall", "--no-deps", *arguments]
     env = {**os.environ, "MAX_JOBS": str(compile_jobs()), "GIT_TERMINAL_PROMPT": "0"}
     try:
         pip_install("Detectron2, built against this torch (minutes)", *arguments, env=env)
