@@ -1,0 +1,34 @@
+"""The protocol beside a table."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from mfuser_d2.evaluation.protocol import describe_protocol, file_sha256, library_versions
+
+
+def test_sha256_of_a_file_longer_than_a_block(tmp_path) -> None:
+    content = bytes(range(256)) * 5000
+    (tmp_path / "model.pth").write_bytes(content)
+    assert file_sha256(tmp_path / "model.pth") == hashlib.sha256(content).hexdigest()
+    assert file_sha256(tmp_path / "absent.pth") is None
+
+
+def test_versions_name_what_runs() -> None:
+    versions = library_versions()
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert versions["mfuser_d2"] not in ("absent", "unknown")
+
+
+def test_protocol_fits_json_and_whole_images_have_no_window() -> None:
+    protocol = describe_protocol(inference_mode="whole", absent_class="zero", test_sizes={"a": (1024, 2048)})
+    assert json.loads(json.dumps(protocol))["test_size"] == {"a": [1024, 2048]}
+    assert protocol["inference"] == {"mode": "whole"}
+    assert "mmseg" in protocol["absent_class_meaning"]
+
+
+def test_unknown_convention_is_refused() -> None:
+    with pytest.raises(ValueError, match="'both'.*skip"):
+        describe_protocol(absent_class="both")
