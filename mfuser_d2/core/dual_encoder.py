@@ -77,7 +77,9 @@ class DualEncoder(nn.Module):
         self.has_projection = project_vfm or vfm.embed_dim != vlm.embed_dim
         if self.has_projection:
             self.vfm_to_joint = nn.Linear(vfm.embed_dim, vlm.embed_dim)
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1), persistent=False
+        )
         self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(3, 1, 1), persistent=False)
         # Decided here, once: comparing in forward would make a GPU wait.
         self._vfm_takes_input = self._is_normalized_for(vfm)
@@ -100,8 +102,12 @@ class DualEncoder(nn.Module):
             self.vfm.grid_of(size), self.vlm.grid_of(size), self.vfm.num_prefix_tokens, self.vlm.num_prefix_tokens
         )
         with torch.no_grad():
-            vfm, vfm_context = self.vfm.embed(images if self._vfm_takes_input else self._normalize_for(self.vfm, images))
-            vlm, vlm_context = self.vlm.embed(images if self._vlm_takes_input else self._normalize_for(self.vlm, images))
+            vfm, vfm_context = self.vfm.embed(
+                images if self._vfm_takes_input else self._normalize_for(self.vfm, images)
+            )
+            vlm, vlm_context = self.vlm.embed(
+                images if self._vlm_takes_input else self._normalize_for(self.vlm, images)
+            )
         taps = []
         for pair in range(self.num_pairs):
             step = (pair, vfm, vlm, vfm_context, vlm_context, layout)

@@ -74,9 +74,7 @@ def window_offsets(length: int, crop: int, stride: int) -> list[int]:
     return [min(i * stride, length - crop) for i in range(count)]
 
 
-def slide(
-    images: Tensor, predict: Callable[[Tensor], Tensor], *, crop_size: Size, stride: Size, batch: int
-) -> Tensor:
+def slide(images: Tensor, predict: Callable[[Tensor], Tensor], *, crop_size: Size, stride: Size, batch: int) -> Tensor:
     """Average the predictions of overlapping windows.
 
     Args:
@@ -99,7 +97,7 @@ def slide(
     count = images.new_zeros(1, 1, height, width)
     for start in range(0, len(windows), batch):
         chunk = windows[start : start + batch]
-        crops = torch.stack([images[n, :, t : t + crop_height, l : l + crop_width] for n, t, l in chunk])
+        crops = torch.stack([images[n, :, top : top + crop_height, left : left + crop_width] for n, top, left in chunk])
         scores = predict(crops)
         if total is None:
             total = scores.new_zeros(len(images), scores.shape[1], height, width)

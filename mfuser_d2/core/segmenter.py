@@ -42,7 +42,9 @@ class Segmenter(nn.Module):
         self.criterion = criterion
         self.crop_size = tuple(crop_size)
         self.inference = inference
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1), persistent=False
+        )
         self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(3, 1, 1), persistent=False)
 
     @property
@@ -84,7 +86,7 @@ class Segmenter(nn.Module):
 
     def window_scores(self, images: Tensor) -> Tensor:
         """Scores (N, K, H, W) of normalised windows (N, 3, H, W) in one pass."""
-        output = self.predict_all(images)
+        output = self.sem_seg_head(self.backbone(images), last_only=True)
         return resize_scores(class_scores(output.class_logits[-1], output.mask_logits[-1]), tuple(images.shape[-2:]))
 
     @torch.no_grad()
@@ -101,9 +103,7 @@ class Segmenter(nn.Module):
         outputs: list[Tensor] = []
         for start, stop in _runs_of_one_size(images):
             batch = torch.stack([self.normalize(image) for image in images[start:stop]])
-            outputs += rescale_to(
-                self.scores(batch), sizes[start:stop], final_softmax=self.inference.final_softmax
-            )
+            outputs += rescale_to(self.scores(batch), sizes[start:stop], final_softmax=self.inference.final_softmax)
         return outputs
 
     def scores(self, images: Tensor) -> Tensor:
@@ -124,9 +124,7 @@ def pad_to_common(tensors: Sequence[Tensor], *, at_least: Size, value: float) ->
     """Stack tensors (..., H, W) of different sizes, padded at bottom and right to one size of at least `at_least`."""
     height = max(at_least[0], *(tensor.shape[-2] for tensor in tensors))
     width = max(at_least[1], *(tensor.shape[-1] for tensor in tensors))
-    return torch.stack(
-        [F.pad(t, (0, width - t.shape[-1], 0, height - t.shape[-2]), value=value) for t in tensors]
-    )
+    return torch.stack([F.pad(t, (0, width - t.shape[-1], 0, height - t.shape[-2]), value=value) for t in tensors])
 
 
 def _runs_of_one_size(images: Sequence[Tensor]) -> list[tuple[int, int]]:

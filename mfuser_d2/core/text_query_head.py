@@ -85,12 +85,17 @@ class TextQueryHead(nn.Module):
             self._cached_texts = self.text_encoder()
         return self._cached_texts
 
-    def forward(self, features: dict[str, Tensor]) -> HeadOutput:
-        """Predict from the backbone's features (see `DualEncoderBackbone.forward`)."""
+    def forward(self, features: dict[str, Tensor], *, last_only: bool = False) -> HeadOutput:
+        """Predict from the backbone's features (see `DualEncoderBackbone.forward`).
+
+        Args:
+            features: "res2".."res5", "global_embedding", "dense_embedding".
+            last_only: give only the last decoder layer's prediction, which is all that inference needs.
+        """
         texts, dense = self.refined_texts(features), features[DENSE_EMBEDDING]
         similarity = torch.einsum("nehw,nke->nkhw", F.normalize(dense, dim=1), F.normalize(texts, dim=2))
         mask_features, memories = self.pixel_decoder([features[level] for level in PYRAMID_LEVELS], texts)
-        class_logits, mask_logits = self.transformer_decoder(memories, mask_features, texts)
+        class_logits, mask_logits = self.transformer_decoder(memories, mask_features, texts, last_only=last_only)
         return HeadOutput(class_logits, mask_logits, similarity * self.alignment_scale + self.alignment_bias)
 
     def refined_texts(self, features: dict[str, Tensor]) -> Tensor:

@@ -45,7 +45,9 @@ class ClipTower(VisionTower):
         self.joint_dim = model.output_dim
         self.freeze()
 
-    def set_geometry(self, *, grid: Grid | None = None, patch_size: Grid | None = None, mode: str | None = None) -> None:
+    def set_geometry(
+        self, *, grid: Grid | None = None, patch_size: Grid | None = None, mode: str | None = None
+    ) -> None:
         mode = mode or self.resample_mode
         model = self.model
         if grid is not None:

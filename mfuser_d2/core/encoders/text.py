@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
@@ -14,11 +16,15 @@ class TextTower(FrozenModule):
 
     Args:
         model: open_clip's text transformer.
+        logit_scale, logit_bias: of the image-text similarity in the model's own loss, the scale as a logarithm. They
+            belong to the weights (SigLIP); the defaults are SigLIP's before training.
     """
 
-    def __init__(self, *, model: TextTransformer) -> None:
+    def __init__(self, *, model: TextTransformer, logit_scale: float = math.log(10.0), logit_bias: float = 0.0) -> None:
         super().__init__()
         self.model = model
+        self.logit_scale = logit_scale
+        self.logit_bias = logit_bias
         self.width = model.token_embedding.embedding_dim
         self.joint_dim = model.output_dim
         self.max_length = model.positional_embedding.shape[0]
@@ -77,7 +83,9 @@ class PromptedTextEncoder(nn.Module):
     def __init__(self, *, tower: TextTower, class_tokens: Tensor, prompt_length: int) -> None:
         super().__init__()
         if class_tokens.ndim != 2 or 0 in class_tokens.shape:
-            raise ValueError(f"class_tokens is {tuple(class_tokens.shape)}, wanted one row of token ids per class (K, L)")
+            raise ValueError(
+                f"class_tokens is {tuple(class_tokens.shape)}, wanted one row of token ids per class (K, L)"
+            )
         tower.set_length(class_tokens.shape[1] + prompt_length)
         self.tower = tower
         self.prompt_length = prompt_length

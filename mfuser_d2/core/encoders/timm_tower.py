@@ -35,7 +35,9 @@ class TimmTower(VisionTower):
     ) -> None:
         missing = [name for name in ("patch_embed", "blocks", "norm", "num_prefix_tokens") if not hasattr(model, name)]
         if missing or not hasattr(model.patch_embed, "proj"):
-            raise ValueError(f"{type(model).__name__} is no ViT this tower can drive (no {missing or 'patch_embed.proj'})")
+            raise ValueError(
+                f"{type(model).__name__} is no ViT this tower can drive (no {missing or 'patch_embed.proj'})"
+            )
         super().__init__(
             embed_dim=model.embed_dim,
             depth=len(model.blocks),
@@ -63,7 +65,9 @@ class TimmTower(VisionTower):
     def _num_position_prefix(self) -> int:
         return 0 if self.model.no_embed_class else self.num_prefix_tokens
 
-    def set_geometry(self, *, grid: Grid | None = None, patch_size: Grid | None = None, mode: str | None = None) -> None:
+    def set_geometry(
+        self, *, grid: Grid | None = None, patch_size: Grid | None = None, mode: str | None = None
+    ) -> None:
         mode = mode or self.resample_mode
         model = self.model
         if grid is not None and model.pos_embed is not None:
@@ -100,7 +104,9 @@ class TimmTower(VisionTower):
         grid = self.grid_of(images.shape[-2:])
         tokens = map_to_tokens(model.patch_embed.proj(images))  # (N, h*w, C)
         tokens = model.patch_embed.norm(tokens)
-        prefix = [token.expand(len(tokens), -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
+        prefix = [
+            token.expand(len(tokens), -1, -1) for token in (model.cls_token, model.reg_token) if token is not None
+        ]
         positions = None if model.pos_embed is None else self._positions(grid, tuple(images.shape[-2:]))
         if positions is not None and model.no_embed_class:
             tokens = tokens + positions

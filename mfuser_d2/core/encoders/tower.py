@@ -75,7 +75,9 @@ class VisionTower(FrozenModule):
         return grid
 
     @abstractmethod
-    def set_geometry(self, *, grid: Grid | None = None, patch_size: Grid | None = None, mode: str | None = None) -> None:
+    def set_geometry(
+        self, *, grid: Grid | None = None, patch_size: Grid | None = None, mode: str | None = None
+    ) -> None:
         """Resample the position table to `grid` and the patch kernels to `patch_size`, once, after loading weights.
 
         Args:
@@ -110,4 +112,6 @@ class VisionTower(FrozenModule):
         Returns:
             global (N, 1, E) and dense (N, h*w, E).
         """
-        raise ValueError(f"{type(self).__name__} has no image-text space; use a vision-language model as MODEL.MFUSER.VLM")
+        raise ValueError(
+            f"{type(self).__name__} has no image-text space; use a vision-language model as MODEL.MFUSER.VLM"
+        )
