@@ -38,7 +38,8 @@ def add_mfuser_config(cfg: CfgNode) -> None:
 
 
 def _add_encoder_config(node: CfgNode) -> None:
-    # Vision foundation model: "dinov2_vit{s,b,l,g}14", any timm ViT by its timm name, or "tiny_vfm".
+    # Vision foundation model: "dinov2_vit{s,b,l,g}14" (also with "_reg"), any timm ViT by its timm name, the vision half
+    # of a vision-language model as "clip:<open_clip name>", or "tiny_vfm".
     node.VFM = CfgNode()
     node.VFM.NAME = "dinov2_vitl14"
     # A local file in its publisher's own format, a hub id ("hf-hub:..."), or "" for random weights, which are then
@@ -53,8 +54,10 @@ def _add_encoder_config(node: CfgNode) -> None:
     node.VLM.NAME = "EVA02-L-14-336"
     # As VFM.WEIGHTS.
     node.VLM.WEIGHTS = ""
-    # As VFM.KWARGS.
+    # As VFM.KWARGS; nested changes to open_clip's config.
     node.VLM.KWARGS = CfgNode(new_allowed=True)
+    # SigLIP's sentencepiece file, needed for class names other than the 19 of Cityscapes. "" = the committed table.
+    node.VLM.TOKENIZER = ""
 
     # Edge of a patch in pixels, for both encoders; 0 = each encoder's own. Patch kernels are resampled to it. The
     # release uses 16 with CLIP and SigLIP and the encoders' own 14 with EVA02-CLIP.
@@ -114,6 +117,8 @@ def _add_inference_config(node: CfgNode) -> None:
     node.INFERENCE.STRIDE = [341, 341]
     # Windows that go through the network at a time. Changes memory and speed, not the result.
     node.INFERENCE.BATCH = 4
+    # Softmax over the classes of the result, as the release does at the end. The labels are the same without it.
+    node.INFERENCE.FINAL_SOFTMAX = False
 
     # Number format of matrix products in training and inference: "float32", "float16" (with loss scaling in training)
     # or "bfloat16". Scan states, norms and losses stay in float32. SOLVER.AMP.ENABLED, Detectron2's switch, trains in
@@ -179,8 +184,10 @@ def _add_solver_config(node: CfgNode) -> None:
     # CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": CLIP_VALUE bounds the norm over all parameters. Off by default.
     # Iterations between checkpoints.
     node.CHECKPOINT_PERIOD = 2000
-    # Checkpoints kept beside the final one.
+    # Periodic checkpoints kept, the newest ones.
     node.CHECKPOINTS_KEPT = 2
+    # Iterations between progress lines and rows of metrics.json.
+    node.LOG_PERIOD = 20
 
 
 def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:

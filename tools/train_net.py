@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+"""Train and evaluate MFuser by a config, the Detectron2 way.
+
+    python tools/train_net.py --config-file configs/gta5/mfuser_eva02.yaml --num-gpus 1
+    python tools/train_net.py --config-file ... --resume
+    python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import mfuser_d2  # noqa: E402
+
+try:
+    mfuser_d2.require_detectron2()
+except RuntimeError as error:
+    sys.exit(str(error))
+
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.engine import default_argument_parser, default_setup, launch  # noqa: E402
+from detectron2.utils import comm  # noqa: E402
+from detectron2.utils.logger import setup_logger  # noqa: E402
+
+from mfuser_d2.d2 import MFuserCheckpointer, MFuserTrainer, load_config, validate_config  # noqa: E402
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """The validated config; what is wrong with it ends the program with one message instead of a traceback."""
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        validate_config(cfg)
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        sys.exit(f"error: {error.args[0] if error.args else error}")
+    return cfg
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train, or evaluate with --eval-only, in one of the processes."""
+    cfg = read_config(args)
+    rank = comm.get_rank()
+    for name in ("mfuser_d2", "detectron2", "fvcore"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = MFuserTrainer.build_model(cfg)
+        MFuserCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        MFuserTrainer.test(cfg, model)
+        return
+    trainer = MFuserTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser().parse_args()
+    read_config(arguments)  # before any process is started
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )
