@@ -26,6 +26,7 @@ INSTALL_REQUIRES = [
     "safetensors>=0.4.5",
     "opencv-python>=4.5,<5",
     "pillow>=9.5",
+    "matplotlib>=3.7",
 ]
 EXTRAS_REQUIRE = {
     "detectron2": [DETECTRON2, "setuptools<81"],
@@ -35,6 +36,8 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.5",
         "hypothesis>=6.100",
         "ruff>=0.6",
+        "scikit-learn>=1.3",
+        "cityscapesScripts>=2.2",
     ],
 }
 
