@@ -117,6 +117,8 @@ def _add_inference_config(node: CfgNode) -> None:
     node.INFERENCE.STRIDE = [341, 341]
     # Windows that go through the network at a time. Changes memory and speed, not the result.
     node.INFERENCE.BATCH = 4
+    # Softmax over the classes of the result, as the release ends with; probabilities change, the argmax does not.
+    node.INFERENCE.FINAL_SOFTMAX = False
     # Softmax over the classes of the result, as the release does at the end. The labels are the same without it.
     node.INFERENCE.FINAL_SOFTMAX = False
 
