@@ -40,6 +40,7 @@ class FeaturePyramid(nn.Module):
             raise ValueError(f"the pyramid takes 4 taps, got {len(taps)}; give MODEL.MFUSER.TAP_LAYERS four blocks")
         if min(taps[3].shape[-2:]) < 2:
             raise ValueError(
-                f"a patch grid of {taps[3].shape[-2]}x{taps[3].shape[-1]} cannot be halved; use images of at least 2x2 patches"
+                f"a patch grid of {taps[3].shape[-2]}x{taps[3].shape[-1]} cannot be halved; "
+                "use images of at least 2x2 patches"
             )
         return [self.up4(taps[0]), self.up2(taps[1]), taps[2], self.down2(taps[3])]

@@ -12,6 +12,8 @@ from mfuser_d2.core.criterion import Criterion
 from mfuser_d2.core.inference import InferenceSettings, Size, class_scores, rescale_to, resize_scores, slide
 from mfuser_d2.core.text_query_head import HeadOutput
 
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 class Segmenter(nn.Module):
     """MFuser: a backbone that maps normalised images to named features, and a head that maps these to predictions.
@@ -23,6 +25,10 @@ class Segmenter(nn.Module):
         pixel_mean, pixel_std: RGB normalisation of the input, 0..255 scale.
         crop_size: smallest (height, width) in pixels that training images are padded to.
         inference: how images are cut up at test time.
+        precision: number format of matrix products in `predict`: "float32", "float16" or "bfloat16". Norms, scan states
+            and scores stay in float32.
+    Raises:
+        KeyError: an unknown precision.
     """
 
     def __init__(
@@ -35,17 +41,26 @@ class Segmenter(nn.Module):
         pixel_std: Sequence[float],
         crop_size: Size,
         inference: InferenceSettings,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
+        if precision not in PRECISIONS:
+            raise KeyError(f"MODEL.MFUSER.PRECISION={precision!r} is unknown; choose from {sorted(PRECISIONS)}")
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
         self.crop_size = tuple(crop_size)
         self.inference = inference
+        self.precision = precision
         self.register_buffer(
             "pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1), persistent=False
         )
         self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(3, 1, 1), persistent=False)
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in `precision` on the model's device."""
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +76,8 @@ class Segmenter(nn.Module):
         """Weighted losses of a training batch; their sum is the total.
 
         Args:
-            images: (3, H, W) RGB, 0..255, sizes may differ; padded with the mean colour to the largest and to crop_size.
+            images: (3, H, W) RGB, 0..255, sizes may differ; padded with the mean colour to the
+                largest and to crop_size.
             labels: (H, W) trainIds, padded with the ignore label.
             rand: replaces `torch.rand` for the sampled points, see `Criterion`.
         Raises:
@@ -103,7 +119,7 @@ class Segmenter(nn.Module):
         outputs: list[Tensor] = []
         for start, stop in _runs_of_one_size(images):
             batch = torch.stack([self.normalize(image) for image in images[start:stop]])
-            outputs += rescale_to(self.scores(batch), sizes[start:stop], final_softmax=self.inference.final_softmax)
+            outputs += rescale_to(scores, sizes[start:stop], final_softmax=self.inference.final_softmax)
         return outputs
 
     def scores(self, images: Tensor) -> Tensor:
