@@ -119,7 +119,9 @@ class Segmenter(nn.Module):
         outputs: list[Tensor] = []
         for start, stop in _runs_of_one_size(images):
             batch = torch.stack([self.normalize(image) for image in images[start:stop]])
-            outputs += rescale_to(scores, sizes[start:stop], final_softmax=self.inference.final_softmax)
+            with self.autocast():
+                scores = self.scores(batch)
+            outputs += rescale_to(scores.float(), sizes[start:stop], final_softmax=self.inference.final_softmax)
         return outputs
 
     def scores(self, images: Tensor) -> Tensor:
