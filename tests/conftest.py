@@ -1,5 +1,6 @@
 """Shared fixtures: the folder of reference numbers and a fixed seed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,15 @@ def reference_dir(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once why tests that need Detectron2 were skipped; run_tests.sh hands the reason over in the environment."""
+    reports = terminalreporter.stats.get("skipped", [])
+    count = sum("detectron2" in str(report.longrepr).lower() for report in reports)
+    if count:
+        reason = os.environ.get("MFUSER_D2_NO_DETECTRON2") or "it is not installed"
+        terminalreporter.write_line(
+            f"Detectron2 is absent ({reason}): {count} test files or tests that need it were skipped. "
+            "To bring it: bash tools/setup_env.sh"
+        )
