@@ -119,8 +119,6 @@ def _add_inference_config(node: CfgNode) -> None:
     node.INFERENCE.BATCH = 4
     # Softmax over the classes of the result, as the release ends with; probabilities change, the argmax does not.
     node.INFERENCE.FINAL_SOFTMAX = False
-    # Softmax over the classes of the result, as the release does at the end. The labels are the same without it.
-    node.INFERENCE.FINAL_SOFTMAX = False
 
     # Number format of matrix products in training and inference: "float32", "float16" (with loss scaling in training)
     # or "bfloat16". Scan states, norms and losses stay in float32. SOLVER.AMP.ENABLED, Detectron2's switch, trains in
