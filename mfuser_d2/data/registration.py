@@ -1,4 +1,4 @@
-"""Registers every data set of `layouts` in Detectron2's catalogs. Importing it registers; doing so twice is harmless."""
+"""Registers every data set of `layouts` in Detectron2's catalogs. Importing it registers; twice is harmless."""
 
 from functools import partial
 

@@ -66,4 +66,5 @@ def draw_street(
     canvas = paint_street(rng, height * _OVERSAMPLING, width * _OVERSAMPLING)
     image = RENDERS[SPLITS[split].domain](rng, canvas)
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return image, np.ascontiguousarray(canvas.label[_OVERSAMPLING // 2 :: _OVERSAMPLING, _OVERSAMPLING // 2 :: _OVERSAMPLING])
+    middle = slice(_OVERSAMPLING // 2, None, _OVERSAMPLING)
+    return image, np.ascontiguousarray(canvas.label[middle, middle])

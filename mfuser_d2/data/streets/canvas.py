@@ -39,7 +39,8 @@ class Canvas:
         """World points to (P, 2) pixel columns and rows; points behind the camera are moved to its near plane."""
         p = np.asarray(points, np.float64)
         z = np.maximum(p[:, 2], self.near)
-        return np.stack([self.vanish + self.focal * p[:, 0] / z, self.horizon + self.focal * (self.eye - p[:, 1]) / z], 1)
+        rows = self.horizon + self.focal * (self.eye - p[:, 1]) / z
+        return np.stack([self.vanish + self.focal * p[:, 0] / z, rows], 1)
 
     def scale_at(self, z: float) -> float:
         """Pixels per metre at depth z."""

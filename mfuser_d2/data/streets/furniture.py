@@ -38,8 +38,8 @@ def draw_traffic_light(c: Canvas, rng: np.random.Generator, x: float, z: float) 
     draw_pole(c, rng, x, z, foot + 0.2)
     wide, tall = 0.38, 1.8
     for grow, color in ((0.1, (224, 206, 96)), (0.0, (30, 32, 32))):
-        c.face([(x - wide - grow, foot - grow, z), (x + wide + grow, foot - grow, z),
-                (x + wide + grow, foot + tall + grow, z), (x - wide - grow, foot + tall + grow, z)], color, label)  # fmt: skip
+        x0, x1, y0, y1 = x - wide - grow, x + wide + grow, foot - grow, foot + tall + grow
+        c.face([(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)], color, label)
     lamps: tuple[Color, ...] = ((255, 52, 40), (255, 190, 40), (60, 255, 130))
     for k, color in enumerate(lamps):
         center = (x, foot + tall * (5 - 2 * k) / 6, z)
@@ -81,7 +81,8 @@ def draw_tree(c: Canvas, rng: np.random.Generator, x: float, z: float, size: flo
     label = class_id("vegetation")
     green: Color = vary(rng, (62, 112, 42), 12)
     trunk, crown = rng.uniform(1.6, 2.4) * size, rng.uniform(1.5, 2.3) * size
-    c.limb((x, 0, z), (x + rng.uniform(-0.2, 0.2), trunk + crown * 0.5, z), 0.32 * size, (84, 66, 50), label, min_pixels=3)
+    tip = (x + rng.uniform(-0.2, 0.2), trunk + crown * 0.5, z)
+    c.limb((x, 0, z), tip, 0.32 * size, (84, 66, 50), label, min_pixels=3)
     c.disc((x, trunk + crown * 0.75, z), crown * 0.86, shade(green, 0.6), label)
     count = int(np.clip(c.scale_at(z) * crown * 1.6, 24, 110))
     angle, reach = rng.uniform(0, 2 * np.pi, count), np.sqrt(rng.random(count)) * crown

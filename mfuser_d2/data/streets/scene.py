@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -120,11 +121,12 @@ def _houses(rng: np.random.Generator, c: Canvas, layout: Layout) -> list[Thing]:
             end = z + rng.uniform(7, 14)
             if rng.random() < 0.68:
                 top = rng.uniform(6.5, 15)
-                things.append((end, lambda z=z, end=end, top=top, x=front: furniture.draw_facade(c, rng, x, z, end, top)))
+                draw = partial(furniture.draw_facade, c, rng, front, z, end, top)
+                things.append((end, draw))
             else:
                 for _ in range(int(rng.integers(1, 4))):
                     tx, tz = front + np.sign(front) * rng.uniform(-0.5, 6), rng.uniform(max(z, 6), end + 5)
-                    things.append((tz, lambda x=tx, z=tz: furniture.draw_tree(c, rng, x, z, 1.25)))
+                    things.append((tz, partial(furniture.draw_tree, c, rng, tx, tz, 1.25)))
             z = end + (rng.uniform(1, 4) if rng.random() < 0.3 else 0)
     return things
 
@@ -140,7 +142,7 @@ def _borders(rng: np.random.Generator, c: Canvas, layout: Layout) -> list[Thing]
             draw = furniture.draw_wall if kind < 0.28 else furniture.draw_fence if kind < 0.56 else None
             draw = furniture.draw_hedge if 0.56 <= kind < 0.62 else draw
             if draw is not None:
-                things.append((z, lambda draw=draw, x=edge, z=z, end=end: draw(c, rng, x, z, end)))
+                things.append((z, partial(draw, c, rng, edge, z, end)))
             z = end + rng.uniform(0, 2.5)
     return things
 
@@ -156,7 +158,7 @@ def _furniture(rng: np.random.Generator, c: Canvas, layout: Layout) -> list[Thin
         while z < 48:
             kind = order.pop() if order else int(rng.integers(4))
             x = layout.kerbs[side] + outward * (rng.uniform(0.35, 0.6) if kind < 3 else rng.uniform(1.6, 3.0))
-            things.append((z, lambda draw=draws[kind], x=x, z=z: draw(c, rng, x, z)))
+            things.append((z, partial(draws[kind], c, rng, x, z)))
             z += rng.uniform(2.6, 5.0)
     return things
 
@@ -175,12 +177,12 @@ def _traffic(rng: np.random.Generator, c: Canvas, layout: Layout) -> list[Thing]
             long = (8.5, 9.5, 4.6, 4.6)[kind]
             if rng.random() < density:
                 jitter = x + rng.uniform(-0.2, 0.2)
-                things.append((z, lambda k=kind, x=jitter, z=z: big[k](c, rng, x, z, is_oncoming)))
+                things.append((z, partial(big[kind], c, rng, jitter, z, is_oncoming)))
             z += long + rng.uniform(2.5, 8)
 
     if tracks is not None:
         z = rng.uniform(7, 20)
-        things.append((z, lambda z=z: vehicles.draw_train(c, rng, tracks, z, True)))
+        things.append((z, partial(vehicles.draw_train, c, rng, tracks, z, True)))
         lane(tracks, z + 24, True, 0.5)
     else:
         lane(left + 1.9, rng.uniform(6, 14), True, 0.75)
@@ -199,7 +201,7 @@ def _traffic(rng: np.random.Generator, c: Canvas, layout: Layout) -> list[Thing]
             else:
                 side = int(rng.integers(2))
                 x, along = layout.kerbs[side] + (1 if side else -1) * rng.uniform(0.7, 1.8), (0.95, 0.31)
-            things.append((z, lambda d=draw, x=x, z=z, a=along, r=has_rider: d(c, rng, x, z, a, r)))
+            things.append((z, partial(draw, c, rng, x, z, along, has_rider)))
     return things
 
 
@@ -209,7 +211,7 @@ def _people(rng: np.random.Generator, c: Canvas, layout: Layout) -> list[Thing]:
         low, high = sorted((layout.kerbs[side], layout.walks[side]))
         for _ in range(int(rng.integers(2, 6))):
             x, z = rng.uniform(low + 0.5, high - 0.4), 5 + 16 * rng.random() ** 1.5
-            things.append((z, lambda x=x, z=z: vehicles.draw_person(c, rng, x, z)))
+            things.append((z, partial(vehicles.draw_person, c, rng, x, z)))
     return things
 
 

@@ -1,0 +1,83 @@
+"""Reads images and labels, and says which file is wrong and how to mend it."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mfuser_d2.data.labels import CLASSES, IGNORE_LABEL, invalid_labels
+
+PathLike = str | os.PathLike[str]
+
+
+def _read(path: PathLike, flags: int, kind: str) -> np.ndarray:
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        problem = f"{kind} {path} cannot be opened ({error.strerror}); check the data set's folder"
+        raise FileNotFoundError(problem) from error
+    if content.size and not _has_end(content, Path(path).suffix.lower()):
+        raise ValueError(f"{kind} {path} is truncated ({content.size} bytes); unpack or download it again")
+    array = cv2.imdecode(content, flags) if content.size else None
+    if array is None:
+        raise ValueError(f"{kind} {path} cannot be decoded ({content.size} bytes); unpack or download it again")
+    return array
+
+
+def _has_end(content: np.ndarray, suffix: str) -> bool:
+    """Whether a PNG or JPEG has its closing mark: OpenCV fills what is missing with grey and says nothing."""
+    if suffix == ".png":
+        return content.tobytes()[-16:].find(b"IEND") >= 0
+    if suffix in (".jpg", ".jpeg"):
+        return content[-4096:].tobytes().rfind(b"\xff\xd9") >= 0
+    return True
+
+
+def read_image(path: PathLike) -> np.ndarray:
+    """The picture in a file, (H, W, 3) uint8 BGR as OpenCV reads it, not turned by EXIF.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated or no picture.
+    """
+    return _read(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, "image")
+
+
+def read_labels(path: PathLike) -> np.ndarray:
+    """The trainIds in a PNG, (H, W) uint8: 0 to 18 and 255.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, in colour, or with values that are no trainId.
+    """
+    labels = _read(path, cv2.IMREAD_UNCHANGED, "label file")
+    if labels.ndim != 2:
+        raise ValueError(
+            f"label file {path} is a colour picture {labels.shape}; one channel of trainIds is wanted: use the id "
+            "files, not the colour ones, and run the datasets/prepare_*.py program of the data set"
+        )
+    wrong = invalid_labels(labels)
+    if wrong:
+        raise ValueError(
+            f"label file {path} holds {wrong[:8]}{'...' if len(wrong) > 8 else ''}, wanted 0 to {len(CLASSES) - 1} and "
+            f"{IGNORE_LABEL}: these look like the publisher's ids; run datasets/prepare_*.py of the data set"
+        )
+    return labels.astype(np.uint8, copy=False)
+
+
+def check_pair(image: np.ndarray, labels: np.ndarray, image_path: PathLike, label_path: PathLike) -> None:
+    """Raise ValueError unless an image and its labels have the same height and width."""
+    if image.shape[:2] != labels.shape[:2]:
+        raise ValueError(
+            f"image {image_path} is {image.shape[0]}x{image.shape[1]} (H x W) but its labels {label_path} are "
+            f"{labels.shape[0]}x{labels.shape[1]}; they do not belong together: leave the pair out or prepare the data "
+            "set again"
+        )
+
+
+def read_pair(image_path: PathLike, label_path: PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """`read_image` and `read_labels` of two files that belong together."""
+    image, labels = read_image(image_path), read_labels(label_path)
+    check_pair(image, labels, image_path, label_path)
+    return image, labels
