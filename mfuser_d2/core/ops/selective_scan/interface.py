@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mfuser_d2.core.ops.selective_scan.checks import check_inputs
 from mfuser_d2.core.ops.selective_scan.chunked import scan_chunked
+from mfuser_d2.core.ops.selective_scan.cpu import cpu_obstacle, scan_cpu
 from mfuser_d2.core.ops.selective_scan.reference import scan_reference
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ def _always(*_: Tensor) -> None:
 
 
 BACKENDS: dict[str, tuple[ScanFunction, Reason]] = {
+    "cpu": (scan_cpu, cpu_obstacle),
     "torch": (scan_chunked, _always),
     "reference": (scan_reference, _always),
 }
