@@ -11,6 +11,8 @@ Color = tuple[float, float, float]
 """RGB, 0 to 255."""
 
 _SHIFT = 4  # cv2 draws at 1/16 pixel
+_TURN = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+_RIM = np.stack([np.cos(_TURN), np.sin(_TURN)], 1)
 
 
 class Canvas:
@@ -38,9 +40,8 @@ class Canvas:
     def project(self, points: Sequence[tuple[float, float, float]]) -> np.ndarray:
         """World points to (P, 2) pixel columns and rows; points behind the camera are moved to its near plane."""
         p = np.asarray(points, np.float64)
-        z = np.maximum(p[:, 2], self.near)
-        rows = self.horizon + self.focal * (self.eye - p[:, 1]) / z
-        return np.stack([self.vanish + self.focal * p[:, 0] / z, rows], 1)
+        flat = p[:, :2] * (1, -1) + (0, self.eye)
+        return flat * (self.focal / np.maximum(p[:, 2:], self.near)) + (self.vanish, self.horizon)
 
     def scale_at(self, z: float) -> float:
         """Pixels per metre at depth z."""
@@ -78,9 +79,8 @@ class Canvas:
         squash: float = 1.0,
     ) -> None:
         """Fill a disc that faces the camera; radius in metres, `squash` is its height over its width."""
-        (px, py), scale = self.project([center])[0], self.scale_at(center[2])
-        angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
-        rim = np.stack([px + radius * scale * np.cos(angles), py + squash * radius * scale * np.sin(angles)], 1)
+        size = radius * self.scale_at(center[2])
+        rim = self.project([center]) + _RIM * (size, squash * size)
         self.polygon(rim, color, label, center[2], glow)
 
     def limb(

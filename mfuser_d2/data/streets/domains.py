@@ -12,6 +12,11 @@ Render = Callable[[np.random.Generator, Canvas], np.ndarray]
 """From a painted canvas to its picture, (H, W, 3) uint8 RGB of the same size."""
 
 
+def _grain(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Sensor noise of unit spread, alike in all channels: (H, W, 1)."""
+    return rng.standard_normal((*image.shape[:2], 1), dtype=np.float32)
+
+
 def _to_u8(image: np.ndarray) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
@@ -21,14 +26,14 @@ def render_day(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:
     warmth = rng.uniform(-0.05, 0.07)
     tint = np.array([1 + warmth, 1.0, 1 - warmth], np.float32) * rng.uniform(0.88, 1.1)
     image = canvas.color.astype(np.float32) * tint
-    return _to_u8(image + rng.standard_normal(image.shape, dtype=np.float32) * 2.5)
+    return _to_u8(image + _grain(rng, image) * 3)
 
 
 def render_night(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:
     """Moonlight, a dark sky, and the glow of lamps, windows and headlights around them."""
     height, width = canvas.label.shape
     base = canvas.color.astype(np.float32) / 255
-    base = base**1.25 * np.array([0.44, 0.48, 0.66], np.float32) * rng.uniform(0.85, 1.1)
+    base = base**1.25 * np.array([0.50, 0.54, 0.72], np.float32) * rng.uniform(0.85, 1.1)
     is_sky = (canvas.label == class_id("sky"))[..., None]
     rows = np.linspace(0.6, 1.3, height, dtype=np.float32)[:, None, None]
     base = np.where(is_sky, np.array([0.05, 0.06, 0.13], np.float32) * rows + 0.10 * (base - base.mean()), base)
@@ -41,7 +46,7 @@ def render_night(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:
     below = np.clip((np.arange(height, dtype=np.float32) - canvas.horizon) / height, 0, 1)[:, None, None]
     lit = base * (1 + 2.2 * halo + 0.9 * headlight * below * 2) + 0.22 * halo * ~is_sky + 0.12 * halo
     image = np.maximum(lit, light * 0.95)
-    return _to_u8(image * 255 + rng.standard_normal(image.shape, dtype=np.float32) * 6)
+    return _to_u8(image * 255 + _grain(rng, image) * 8)
 
 
 def render_fog(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:
@@ -54,7 +59,7 @@ def render_fog(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:
     image = canvas.color.astype(np.float32)
     grey = image.mean(axis=2, keepdims=True)
     image = 0.6 * image + 0.4 * grey  # wet light washes colours out
-    return _to_u8(image * keep + air * (1 - keep) + rng.standard_normal(image.shape, dtype=np.float32) * 2)
+    return _to_u8(image * keep + air * (1 - keep) + _grain(rng, image) * 2.5)
 
 
 def render_sketch(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:

@@ -62,53 +62,60 @@ def paint_skyline(c: Canvas, rng: np.random.Generator) -> None:
         x += wide * 0.9
 
 
+def _ground_kinds(rng: np.random.Generator, layout: Layout, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Which row of the palette in `paint_ground` each ground pixel at world (x, z) takes."""
+    (kl, kr), (wl, wr) = layout.kerbs, layout.walks
+    kind = np.zeros(x.shape, np.uint8)
+    kind[(x > wl) & (x < wr)] = 1
+    kind[((x > kl - 0.18) & (x < kr + 0.18))] = 2
+    kind[(x > kl) & (x < kr)] = 3
+    is_road = kind == 3
+    white = (np.abs(x - (kl + kr) / 2) < 0.09) & (np.mod(z + rng.uniform(0, 6), 6) < 3.2)
+    white |= (np.abs(x - kl - 0.35) < 0.06) | (np.abs(x - kr + 0.35) < 0.06)
+    if rng.random() < 0.3:  # a crossing
+        start = rng.uniform(7, 14)
+        white |= (z > start) & (z < start + 3) & (np.mod(x - kl, 1.1) < 0.6)
+    kind[white & is_road] = 4
+    if layout.tracks is not None:
+        for offset in (-0.72, 0.72):
+            kind[is_road & (np.abs(x - layout.tracks - offset) < 0.09)] = 5
+    return kind
+
+
 def paint_ground(c: Canvas, rng: np.random.Generator, layout: Layout) -> None:
     """Road with markings, paved sidewalks with kerbs, grass beyond them, and the shadow of one row of houses."""
     first = int(np.ceil(c.horizon + 1))
-    rows, cols = np.mgrid[first : c.height, 0 : c.width].astype(np.float32)
-    z = np.minimum(c.focal * c.eye / (rows + 0.5 - c.horizon), 250)
-    x = (cols + 0.5 - c.vanish) * z / c.focal
+    rows = np.arange(first, c.height, dtype=np.float32)[:, None] + np.float32(0.5)
+    cols = np.arange(c.width, dtype=np.float32)[None] + np.float32(0.5)
+    z = np.minimum(np.float32(c.focal * c.eye) / (rows - np.float32(c.horizon)), 250)
+    x = (cols - np.float32(c.vanish)) * (z / np.float32(c.focal))
+    kind = _ground_kinds(rng, layout, x, z)
 
-    size = 1024
+    size = 512
     fine = noise(rng, (size, size), 1) + noise(rng, (size, size), 3)
     coarse = noise(rng, (size, size), 24)
-    scale = 40.0  # texels per metre
-    iu, iv = (x * scale).astype(np.int32) % size, (z * scale * 0.6).astype(np.int32) % size
-    fade = np.clip(9.0 / z, 0, 1)
-    grain, stain = fine[iv, iu] * fade, coarse[(iv // 3) % size, (iu // 3) % size]
+    iu, iv = (x * 40).astype(np.int32) & (size - 1), (z * 24).astype(np.int32) & (size - 1)
+    grain = fine[iv, iu] * np.clip(9 / z, 0, 1)
+    stain = coarse[iv // 3, iu // 3]
 
-    asphalt = np.array(vary(rng, (96, 96, 102), 9), np.float32)
-    slab = np.array(vary(rng, (172, 158, 150), 9), np.float32)
-    grass = np.array(vary(rng, (142, 150, 74), 10), np.float32)
-
-    (kl, kr), (wl, wr) = layout.kerbs, layout.walks
-    is_road, is_walk = (x > kl) & (x < kr), (x > wl) & (x < wr)
-    color = grass + (grain * 11 + stain * 9)[..., None] * np.array([1.1, 1.0, 0.6], np.float32)
+    # Grass, paving, kerb, asphalt, paint, rail: colour, then how much grain and stain show.
+    base = [vary(rng, (142, 150, 74), 10), vary(rng, (172, 158, 150), 9), (196, 194, 190), vary(rng, (96, 96, 102), 9),
+            (222, 222, 218), (62, 60, 60)]  # fmt: skip
+    gains = np.array([[11, 9], [4, 4], [5, 0], [6, 5], [7, 0], [4, 0]], np.float32)
+    tone = grain * gains[kind, 0] + stain * gains[kind, 1]
     pitch = 0.9
-    joint = (np.mod(x - wl, pitch) < 0.05) | (np.mod(z + pitch / 2 * (np.floor((x - wl) / pitch) % 2), pitch) < 0.07)
-    tile = np.sin(np.floor((x - wl) / pitch) * 12.9 + np.floor(z / pitch) * 78.2) * 5
-    paving = slab + (grain * 4 + stain * 4 + tile - 34 * joint * np.clip(16 / z, 0, 1))[..., None]
-    color = np.where(is_walk[..., None], paving, color)
-    tar = asphalt + (grain * 6 + stain * 5)[..., None]
-    lane = (layout.kerbs[0] + layout.kerbs[1]) / 2
-    white = (np.abs(x - lane) < 0.09) & (np.mod(z + rng.uniform(0, 6), 6) < 3.2)
-    white |= (np.abs(x - kl - 0.35) < 0.06) | (np.abs(x - kr + 0.35) < 0.06)
-    if rng.random() < 0.3:
-        start = rng.uniform(7, 14)
-        white |= (z > start) & (z < start + 3) & (np.mod(x - kl, 1.1) < 0.6)
-    tar = np.where(white[..., None], 222 + grain[..., None] * 7, tar)
-    if layout.tracks is not None:
-        for offset in (-0.72, 0.72):
-            tar = np.where((np.abs(x - layout.tracks - offset) < 0.09)[..., None], 62 + grain[..., None] * 4, tar)
-    color = np.where(is_road[..., None], tar, color)
-    kerb = (is_walk & ~is_road) & ((np.abs(x - kl) < 0.18) | (np.abs(x - kr) < 0.18))
-    color = np.where(kerb[..., None], 196 + grain[..., None] * 5, color)
+    left = layout.walks[0]
+    column = np.floor((x - left) / pitch)
+    joint = (np.mod(x - left, pitch) < 0.05) | (np.mod(z + pitch / 2 * np.mod(column, 2), pitch) < 0.07)
+    slabs = np.sin(column * 12.9 + np.floor(z / pitch) * 78.2) * 5 - 34 * joint * np.clip(16 / z, 0, 1)
+    tone += np.where(kind == 1, slabs, 0)
 
     edge = layout.sun_side * rng.uniform(-2.0, 3.5) + 0.5 * np.sin(z * 0.6)
-    in_shadow = np.clip((x * layout.sun_side - edge * layout.sun_side) * 3, 0, 1)
-    color *= (1 - 0.3 * in_shadow)[..., None]
+    sunlight = 1 - 0.3 * np.clip((x - edge) * (layout.sun_side * 3), 0, 1)
+    color = (np.array(base, np.float32)[kind] + tone[..., None]) * sunlight[..., None].astype(np.float32)
     c.color[first:] = np.clip(color, 0, 255)
-    c.label[first:] = np.where(is_road, class_id("road"), np.where(is_walk, class_id("sidewalk"), class_id("terrain")))
+    names = ("terrain", "sidewalk", "sidewalk", "road", "road", "road")
+    c.label[first:] = np.array([class_id(name) for name in names], np.uint8)[kind]
     c.depth[first:] = z
 
 
