@@ -15,8 +15,7 @@ __version__ = "0.1.0"
 
 DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 DETECTRON2_COMMAND = (
-    "pip install --no-build-isolation "
-    f"'git+https://github.com/facebookresearch/detectron2.git@{DETECTRON2_COMMIT}'"
+    f"pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git@{DETECTRON2_COMMIT}'"
 )
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train and evaluate MFuser by a config, the Detectron2 way.
 
-    python tools/train_net.py --config-file configs/gta5/mfuser_eva02.yaml --num-gpus 1
-    python tools/train_net.py --config-file ... --resume
-    python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+python tools/train_net.py --config-file configs/gta5/mfuser_eva02.yaml --num-gpus 1
+python tools/train_net.py --config-file ... --resume
+python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
 from __future__ import annotations

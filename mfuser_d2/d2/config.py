@@ -26,7 +26,6 @@ def add_mfuser_config(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.NAME = "MFuserBackbone"
     cfg.MODEL.PIXEL_MEAN = list(CLIP_PIXEL_MEAN)
     cfg.MODEL.PIXEL_STD = list(CLIP_PIXEL_STD)
-    cfg.INPUT.FORMAT = "RGB"
     cfg.MODEL.MFUSER = CfgNode()
     _add_encoder_config(cfg.MODEL.MFUSER)
     _add_fusion_config(cfg.MODEL.MFUSER)
@@ -38,8 +37,8 @@ def add_mfuser_config(cfg: CfgNode) -> None:
 
 
 def _add_encoder_config(node: CfgNode) -> None:
-    # Vision foundation model: "dinov2_vit{s,b,l,g}14" (also with "_reg"), any timm ViT by its timm name, the vision half
-    # of a vision-language model as "clip:<open_clip name>", or "tiny_vfm".
+    # Vision foundation model: "dinov2_vit{s,b,l,g}14" (also with "_reg"), any timm ViT by its timm name, the vision
+    # half of a vision-language model as "clip:<open_clip name>", or "tiny_vfm".
     node.VFM = CfgNode()
     node.VFM.NAME = "dinov2_vitl14"
     # A local file in its publisher's own format, a hub id ("hf-hub:..."), or "" for random weights, which are then
@@ -144,19 +143,23 @@ def _add_head_config(node: CfgNode) -> None:
     node.ENC_LAYERS = 6
     # Layers of the transformer decoder; there is one more prediction than layers.
     node.DEC_LAYERS = 9
-    # Hidden channels of the feed-forward parts.
+    # Hidden channels of the pixel decoder's feed-forward parts.
     node.ENC_FFN_DIM = 2048
+    # The same in the transformer decoder.
     node.DEC_FFN_DIM = 2048
-    # Factors of the losses of every prediction (Eq. 11-12).
+    # Factor of the classification loss of every prediction (Eq. 12).
     node.CLASS_WEIGHT = 2.0
+    # Factor of every mask's binary cross-entropy (Eq. 11).
     node.MASK_WEIGHT = 5.0
+    # Factor of every mask's dice loss (Eq. 11).
     node.DICE_WEIGHT = 5.0
     # Weight of the class "no object" in the classification loss.
     node.NO_OBJECT_WEIGHT = 0.1
     # Points per mask at which bce and dice are computed.
     node.TRAIN_NUM_POINTS = 12544
-    # Candidates drawn per point, of which IMPORTANCE_SAMPLE_RATIO are kept by uncertainty and the rest at random.
+    # Candidates drawn per point that is chosen by its uncertainty.
     node.OVERSAMPLE_RATIO = 3.0
+    # Part of the points that is chosen by uncertainty; the rest is drawn at random.
     node.IMPORTANCE_SAMPLE_RATIO = 0.75
 
 
@@ -177,11 +180,14 @@ def _add_solver_config(node: CfgNode) -> None:
     node.IMS_PER_BATCH = 2
     # AdamW: decay rates of the two moments.
     node.BETAS = [0.9, 0.999]
+    # AdamW: decoupled decay of the weights, per step and unit of learning rate.
     node.WEIGHT_DECAY = 1e-5
     # What is not decayed: "norms" (the release's CLIP variant), "norms_embeddings" (its EVA02 and SigLIP variants) or
     # "nothing"; see solver.NO_DECAY_RULES for what counts as a norm there.
     node.NO_DECAY = "norms_embeddings"
-    # CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": CLIP_VALUE bounds the norm over all parameters. Off by default.
+    # CLIP_GRADIENTS is off by default. CLIP_TYPE "value" bounds every gradient's entries by CLIP_VALUE, "norm" the norm
+    # of every tensor's gradient, "full_model" the norm over all of them.
+
     # Iterations between checkpoints.
     node.CHECKPOINT_PERIOD = 2000
     # Periodic checkpoints kept, the newest ones.
@@ -213,7 +219,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     try:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)
-        cfg.merge_from_list(opts)
+        cfg.merge_from_other_cfg(_nest(opts))
     except KeyError as error:
         raise KeyError(_unknown_key_message(cfg, config_file, str(error.args[0]))) from error
     except Exception as error:  # yaml errors, yacs assertions and type errors
@@ -233,6 +239,18 @@ def all_keys(node: CfgNode, prefix: str = "") -> list[str]:
         if isinstance(value, CfgNode):
             keys.extend(all_keys(value, f"{prefix}{name}."))
     return keys
+
+
+def _nest(opts: Sequence[str]) -> CfgNode:
+    """KEY VALUE pairs as a tree, which is merged like a file: unlike yacs's own list, it may add free keys (KWARGS)."""
+    tree = CfgNode()
+    for key, value in zip(opts[::2], opts[1::2]):
+        node = tree
+        *parents, last = key.split(".")
+        for name in parents:
+            node = node.setdefault(name, CfgNode())
+        node[last] = value
+    return tree
 
 
 def _unknown_key_message(cfg: CfgNode, config_file: str, message: str) -> str:

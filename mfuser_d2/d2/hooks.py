@@ -54,7 +54,7 @@ class ProgressPrinter(EventWriter):
         return "  ".join(parts)
 
     def _losses(self, storage: EventStorage) -> str:
-        """Total and the terms of the last prediction; those of the earlier ones (loss_cls_0, ...) are in metrics.json."""
+        """Total and the terms of the last prediction; metrics.json has those of the earlier ones (loss_cls_0, ...)."""
         names = [name for name in storage.histories() if name.startswith("loss_") and not name[-1].isdigit()]
         terms = " ".join(f"{name.removeprefix('loss_')} {_median(storage, name):.3f}" for name in names)
         total = _median(storage, "total_loss")

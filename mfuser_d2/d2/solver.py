@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier
-from detectron2.solver.build import maybe_add_gradient_clipping
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
@@ -60,28 +59,55 @@ LR_SCHEDULES: dict[str, Callable[[CfgNode], Callable[[float], float]]] = {
 }
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over the trained parameters, with the decay groups of SOLVER.NO_DECAY.
-
-    Gradients are clipped inside `step()` as SOLVER.CLIP_GRADIENTS says, except "full_model", which the training step
-    does itself because it needs all gradients at once.
-    """
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, with the decay groups of SOLVER.NO_DECAY."""
     solver = cfg.SOLVER
-    groups = parameter_groups(
-        model, base_lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, no_decay=solver.NO_DECAY
-    )
+    groups = parameter_groups(model, base_lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, no_decay=solver.NO_DECAY)
     for group in groups:
         del group["param_names"]
-    optimizer_class = torch.optim.AdamW
-    if solver.CLIP_GRADIENTS.CLIP_TYPE != "full_model":
-        optimizer_class = maybe_add_gradient_clipping(cfg, optimizer_class)
-    return optimizer_class(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), weight_decay=solver.WEIGHT_DECAY)
+    return torch.optim.AdamW(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), weight_decay=solver.WEIGHT_DECAY)
 
 
-def full_model_clip(cfg: CfgNode) -> float | None:
-    """The bound on the norm over all gradients, or None where SOLVER.CLIP_GRADIENTS asks for no such thing."""
-    clip = cfg.SOLVER.CLIP_GRADIENTS
-    return float(clip.CLIP_VALUE) if clip.ENABLED and clip.CLIP_TYPE == "full_model" else None
+Clip = Callable[[Sequence[nn.Parameter]], None]
+"""Bounds the gradients of parameters that all have one, in place."""
+
+
+def _clip_full_model(parameters: Sequence[nn.Parameter], *, value: float, norm_type: float) -> None:
+    nn.utils.clip_grad_norm_(parameters, value, norm_type)
+
+
+def _clip_norms(parameters: Sequence[nn.Parameter], *, value: float, norm_type: float) -> None:
+    for parameter in parameters:
+        nn.utils.clip_grad_norm_(parameter, value, norm_type)
+
+
+def _clip_values(parameters: Sequence[nn.Parameter], *, value: float, norm_type: float) -> None:
+    nn.utils.clip_grad_value_(parameters, value)
+
+
+CLIP_TYPES: dict[str, Callable[..., None]] = {
+    "full_model": _clip_full_model,
+    "norm": _clip_norms,
+    "value": _clip_values,
+}
+
+
+def build_clip(cfg: CfgNode) -> Clip | None:
+    """What SOLVER.CLIP_GRADIENTS asks for, None where it is off.
+
+    Not Detectron2's own, which wraps the optimizer and fails on parameters that got no gradient.
+
+    Raises:
+        KeyError: CLIP_TYPE is unknown.
+    """
+    node = cfg.SOLVER.CLIP_GRADIENTS
+    if node.CLIP_TYPE not in CLIP_TYPES:
+        raise KeyError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE={node.CLIP_TYPE!r} is unknown; choose from {sorted(CLIP_TYPES)}"
+        )
+    if not node.ENABLED:
+        return None
+    return partial(CLIP_TYPES[node.CLIP_TYPE], value=float(node.CLIP_VALUE), norm_type=float(node.NORM_TYPE))
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:

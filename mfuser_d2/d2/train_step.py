@@ -14,7 +14,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from mfuser_d2.core.segmenter import PRECISIONS
+from mfuser_d2.d2.solver import Clip
 
 
 def training_dtype(cfg: CfgNode) -> torch.dtype:
@@ -40,7 +41,9 @@ class PrecisionTrainer(SimpleTrainer):
         data_loader: gives lists of image dicts.
         optimizer: over the model's trained parameters.
         dtype: number format of the matrix products.
-        max_norm: bound on the norm over all gradients; None = no clipping.
+        clip: bounds the gradients in place; None = no clipping.
+        seed: every step's dropout and sampled points follow from it, the iteration and the process alone, so that a
+            resumed run goes on as it would have; None leaves torch's random state alone.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class PrecisionTrainer(SimpleTrainer):
         data_loader: Iterable[list[dict[str, Any]]],
         optimizer: torch.optim.Optimizer,
         dtype: torch.dtype = torch.float32,
-        max_norm: float | None = None,
+        clip: Clip | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.dtype = dtype
-        self.max_norm = max_norm
+        self.clip = clip
+        self.seed = seed
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=dtype == torch.float16)
 
@@ -69,6 +74,8 @@ class PrecisionTrainer(SimpleTrainer):
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
+        if self.seed is not None:
+            torch.manual_seed((self.seed << 32) + self.iter * comm.get_world_size() + comm.get_rank())
         with torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             losses = self.model(data)
         total = sum(losses.values())
@@ -76,7 +83,10 @@ class PrecisionTrainer(SimpleTrainer):
         self.grad_scaler.scale(total).backward()
         self.after_backward()
         self.grad_scaler.unscale_(self.optimizer)
-        norm = self._gradient_norm()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.clip is not None:
+            self.clip(parameters)
 
         # All numbers in one copy, so that a GPU is waited for once a step.
         numbers = torch.stack([value.detach().float() for value in (*losses.values(), norm)]).tolist()
@@ -85,14 +95,6 @@ class PrecisionTrainer(SimpleTrainer):
         self._write_numbers({**metrics, "total_loss": sum(numbers[:-1]), "grad_norm": numbers[-1]}, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-
-    def _gradient_norm(self) -> Tensor:
-        """Norm over all gradients before clipping; clips them where asked for."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        if self.max_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_norm, norm)
-        return norm
 
     def _check_finite(self, losses: Mapping[str, float], norm: float, data: Sequence[Mapping[str, Any]]) -> None:
         bad = [f"{name}={value}" for name, value in losses.items() if not np.isfinite(value)]

@@ -6,7 +6,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mfuser_d2.d2.checkpoint import MFuserCheckpointer
 from mfuser_d2.d2.hooks import LastCheckpoints, ProgressPrinter
-from mfuser_d2.d2.solver import build_lr_scheduler, build_optimizer, full_model_clip
+from mfuser_d2.d2.solver import build_clip, build_lr_scheduler, build_optimizer
 from mfuser_d2.d2.train_step import PrecisionTrainer, training_dtype
 from mfuser_d2.d2.validation import validate_config
+from mfuser_d2.data import build_test_loader, build_train_loader
+from mfuser_d2.data.mapper import test_size
 from mfuser_d2.evaluation import build_evaluator, describe_protocol, summarize, target_mean
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ class MFuserTrainer(DefaultTrainer):
             data_loader=self.build_train_loader(cfg),
             optimizer=optimizer,
             dtype=training_dtype(cfg),
-            max_norm=full_model_clip(cfg),
+            clip=build_clip(cfg),
+            seed=cfg.SEED if cfg.SEED >= 0 else None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = MFuserCheckpointer(self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -62,13 +65,20 @@ class MFuserTrainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint in OUTPUT_DIR, with the data that come next; else load MODEL.WEIGHTS."""
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            logger.info("Going on at iteration %d", self.start_iter)
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, start_iter=self.start_iter))
+
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model on its device, with its parameter counts logged."""
         model = build_model(cfg)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-        logger.info("%s: %.2f M parameters are trained, %.2f M are frozen", type(model).__name__, trained / 1e6, frozen / 1e6)
+        logger.info("The model trains %.2f M parameters; %.2f M are frozen", trained / 1e6, frozen / 1e6)
         return model
 
     @classmethod
@@ -80,15 +90,12 @@ class MFuserTrainer(DefaultTrainer):
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        from mfuser_d2.data import build_train_loader
-
-        return build_train_loader(cfg)
+    def build_train_loader(cls, cfg: CfgNode, *, start_iter: int = 0) -> Iterable[list[dict[str, Any]]]:
+        """Endless batches for the iterations from `start_iter` on."""
+        return build_train_loader(cfg, start_iter=start_iter)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        from mfuser_d2.data import build_test_loader
-
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
@@ -176,7 +183,7 @@ def source_datasets(cfg: CfgNode) -> list[str]:
 def protocol_of(cfg: CfgNode, *, weights: str | None = None) -> dict[str, Any]:
     """Everything the numbers of an evaluation depend on, for the foot of the table."""
     inference = cfg.MODEL.MFUSER.INFERENCE
-    mappings = {name: MetadataCatalog.get(name).get("mapping") for name in cfg.DATASETS.TEST}
+    mappings = {name: MetadataCatalog.get(name).get("label_mapping") for name in cfg.DATASETS.TEST}
     return describe_protocol(
         weights=weights or cfg.MODEL.WEIGHTS,
         absent_class=cfg.TEST.MFUSER.ABSENT_CLASS,
@@ -184,6 +191,7 @@ def protocol_of(cfg: CfgNode, *, weights: str | None = None) -> dict[str, Any]:
         inference_mode=inference.MODE,
         crop_size=inference.CROP_SIZE,
         stride=inference.STRIDE,
+        test_sizes={name: test_size(cfg, name) for name in cfg.DATASETS.TEST},
         mappings={name: mapping for name, mapping in mappings.items() if mapping},
         train_datasets=cfg.DATASETS.TRAIN,
         precision=cfg.MODEL.MFUSER.PRECISION,
@@ -194,8 +202,8 @@ def wrap_for_processes(model: nn.Module) -> nn.Module:
     """The model itself in a single process, else wrapped so that gradients are averaged over all processes."""
     if comm.get_world_size() == 1:
         return model
-    on_gpu = next(model.parameters()).is_cuda
-    return DistributedDataParallel(model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False)
+    devices = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:

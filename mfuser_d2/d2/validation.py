@@ -11,10 +11,8 @@ from detectron2.utils import comm
 
 from mfuser_d2.core.adapters import ADAPTERS
 from mfuser_d2.core.optim import NO_DECAY_RULES
-from mfuser_d2.d2.solver import LR_SCHEDULES
-from mfuser_d2.d2.train_step import PRECISIONS
-
-CLIP_TYPES = ("full_model", "norm", "value")
+from mfuser_d2.core.segmenter import PRECISIONS
+from mfuser_d2.d2.solver import CLIP_TYPES, LR_SCHEDULES
 
 
 def validate_config(cfg: CfgNode) -> None:
@@ -65,6 +63,12 @@ def _check_sizes(cfg: CfgNode) -> None:
                 f"{key}={list(sizes[key])} is smaller than two patches of MODEL.MFUSER.PATCH_SIZE={mfuser.PATCH_SIZE} "
                 f"pixels; make it at least {smallest} each way"
             )
+    trained = list(cfg.INPUT.CROP.SIZE)
+    if any(have < want for have, want in zip(trained, inference.CROP_SIZE)):
+        raise ValueError(
+            f"INPUT.CROP.SIZE={trained} is smaller than MODEL.MFUSER.INFERENCE.CROP_SIZE={list(inference.CROP_SIZE)}, "
+            "to which training images are padded: the network would train on padding; make both the same"
+        )
     for step, crop in zip(inference.STRIDE, inference.CROP_SIZE):
         if step > crop:
             raise ValueError(
@@ -123,8 +127,8 @@ def _check_solver(cfg: CfgNode) -> None:
         )
     if solver.WARMUP_ITERS < 0 or solver.WARMUP_ITERS > solver.MAX_ITER:
         raise ValueError(
-            f"SOLVER.WARMUP_ITERS={solver.WARMUP_ITERS} is not within 0..MAX_ITER={solver.MAX_ITER}: the training would "
-            "end during its warm-up"
+            f"SOLVER.WARMUP_ITERS={solver.WARMUP_ITERS} is not within 0..MAX_ITER={solver.MAX_ITER}: the training "
+            "would end during its warm-up"
         )
 
 
@@ -141,13 +145,14 @@ def _check_data_sets(cfg: CfgNode) -> None:
                 raise ValueError(f"DATASETS.{key}: {name} has no stuff_classes in its metadata: no semantic labels")
             if len(classes) != head.NUM_CLASSES:
                 raise ValueError(
-                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES={head.NUM_CLASSES}, but {name} in DATASETS.{key} has {len(classes)} "
-                    f"classes; set it to {len(classes)} or choose data sets of {head.NUM_CLASSES} classes"
+                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES={head.NUM_CLASSES}, but {name} in DATASETS.{key} has "
+                    f"{len(classes)} classes; set it to {len(classes)} or choose data sets of {head.NUM_CLASSES} classes"
                 )
             ignored = metadata.get("ignore_label", 255)
             if ignored != head.IGNORE_VALUE:
                 raise ValueError(
-                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE={head.IGNORE_VALUE}, but {name} in DATASETS.{key} ignores {ignored}"
+                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE={head.IGNORE_VALUE}, but {name} in DATASETS.{key} ignores "
+                    f"{ignored}; set it to that"
                 )
 
 
