@@ -16,6 +16,7 @@ from .confusion import (
     target_mean,
 )
 from .protocol import describe_protocol, file_sha256, library_versions
+from .recorder import TargetRecorder
 from .table import ResultTable, summarize
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = [
     "ConfusionMatrix",
     "DGSSEvaluator",
     "ResultTable",
+    "TargetRecorder",
     "add_evaluation_config",
     "build_evaluator",
     "count_confusion",

@@ -81,7 +81,7 @@ class ResultTable:
 
     def headers(self) -> list[str]:
         """Give short column heads; a source is marked as such because the mean leaves it out."""
-        return [_short(name) + (" (source)" if name in self.sources else "") for name in self.datasets] + ["mean"]
+        return [short_name(name) + (" (source)" if name in self.sources else "") for name in self.datasets] + ["mean"]
 
     def to_text(self) -> str:
         rows = self.rows()
@@ -131,7 +131,7 @@ class ResultTable:
         for kind, label, values in self.rows():
             writer.writerow([kind, label, *("" if math.isnan(v) else f"{v:.4f}" for v in values)])
         padding = [""] * len(self.datasets)
-        for name, value in _flatten(self.full_protocol()):
+        for name, value in flatten_protocol(self.full_protocol()):
             writer.writerow(["protocol", name, value, *padding])
         return out.getvalue()
 
@@ -144,7 +144,7 @@ class ResultTable:
         return protocol
 
     def _protocol_lines(self) -> list[str]:
-        return [f"{name}: {value}" for name, value in _flatten(self.full_protocol())]
+        return [f"{name}: {value}" for name, value in flatten_protocol(self.full_protocol())]
 
     def write(self, folder: str | Path) -> None:
         """Write results.txt, .md, .json and .csv into `folder`, each in one step so that none is ever half-written."""
@@ -186,7 +186,8 @@ def summarize(
     return table.to_text()
 
 
-def _short(dataset: str) -> str:
+def short_name(dataset: str) -> str:
+    """Give a data set's name as a column head."""
     return dataset.replace("_sem_seg", "")
 
 
@@ -211,11 +212,12 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _flatten(protocol: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten_protocol(protocol: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Give a nested protocol as ("weights.sha256", "...") pairs in its own order."""
     lines: list[tuple[str, str]] = []
     for key, value in _plain(protocol).items():
         if isinstance(value, dict):
-            lines += _flatten(value, f"{prefix}{key}.")
+            lines += flatten_protocol(value, f"{prefix}{key}.")
         elif isinstance(value, list):
             lines.append((prefix + key, ", ".join(str(item) for item in value)))
         else:
