@@ -22,11 +22,9 @@ except RuntimeError as error:
     sys.exit(str(error))
 
 from detectron2.config import CfgNode  # noqa: E402
-from detectron2.engine import default_argument_parser, default_setup, launch  # noqa: E402
-from detectron2.utils import comm  # noqa: E402
-from detectron2.utils.logger import setup_logger  # noqa: E402
+from detectron2.engine import default_argument_parser, launch  # noqa: E402
 
-from mfuser_d2.d2 import MFuserCheckpointer, MFuserTrainer, load_config, validate_config  # noqa: E402
+from mfuser_d2.d2 import MFuserCheckpointer, MFuserTrainer, load_config, set_up_run, validate_config  # noqa: E402
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -39,13 +37,9 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def main(args: argparse.Namespace) -> None:
+def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train, or evaluate with --eval-only, in one of the processes."""
-    cfg = read_config(args)
-    rank = comm.get_rank()
-    for name in ("mfuser_d2", "detectron2", "fvcore"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
-    default_setup(cfg, args)
+    set_up_run(cfg, args)
     if args.eval_only:
         model = MFuserTrainer.build_model(cfg)
         MFuserCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
@@ -58,12 +52,12 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = default_argument_parser().parse_args()
-    read_config(arguments)  # before any process is started
+    config = read_config(arguments)  # before any process is started
     launch(
         main,
         arguments.num_gpus,
         num_machines=arguments.num_machines,
         machine_rank=arguments.machine_rank,
         dist_url=arguments.dist_url,
-        args=(arguments,),
+        args=(config, arguments),
     )

@@ -15,6 +15,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -136,8 +137,12 @@ class MFuserTrainer(DefaultTrainer):
         ]
 
     def _test_now(self) -> Mapping[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.model, weights=f"iteration {self.iter + 1} of this run")
-        return self._last_eval_results
+        done = min(self.iter + 1, self.max_iter)
+        self._last_eval_results = self.test(
+            self.cfg, self.model, weights=f"{self.cfg.OUTPUT_DIR} after {done} iterations"
+        )
+        # What is not known (a class without ground truth) is left out: NaN is no JSON.
+        return {name: value for name, value in flatten_results_dict(self._last_eval_results).items() if value == value}
 
     @classmethod
     def test(

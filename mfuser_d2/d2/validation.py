@@ -146,7 +146,7 @@ def _check_data_sets(cfg: CfgNode) -> None:
             if len(classes) != head.NUM_CLASSES:
                 raise ValueError(
                     f"MODEL.SEM_SEG_HEAD.NUM_CLASSES={head.NUM_CLASSES}, but {name} in DATASETS.{key} has "
-                    f"{len(classes)} classes; set it to {len(classes)} or choose data sets of {head.NUM_CLASSES} classes"
+                    f"{len(classes)} classes; set it to that or choose data sets of {head.NUM_CLASSES} classes"
                 )
             ignored = metadata.get("ignore_label", 255)
             if ignored != head.IGNORE_VALUE:

@@ -131,7 +131,7 @@ def test_kwargs_of_encoders_are_free():
         ("MODEL.MFUSER.TAP_LAYERS", [3, 2, 1, 0], ValueError, "four ascending"),
         ("MODEL.MFUSER.MT_ENHANCER.NUM_HEADS", 7, ValueError, "WIDTH=256 has to be a multiple of .*NUM_HEADS=7"),
         ("MODEL.SEM_SEG_HEAD.NUM_HEADS", 0, ValueError, "HIDDEN_DIM=256 has to be a multiple"),
-        ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 16, ValueError, "has 19 classes; set it to 19"),
+        ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 16, ValueError, "has 19 classes; set it to that"),
         ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 19, ValueError, "ignores 255"),
         ("MODEL.SEM_SEG_HEAD.IMPORTANCE_SAMPLE_RATIO", 1.5, ValueError, "outside 0..1"),
         ("MODEL.MFUSER.ADAPTER.DROPOUT", 1.0, ValueError, "ADAPTER.DROPOUT=1.0"),
