@@ -33,11 +33,12 @@ class CoAdapter(nn.Module):
         vfm_dim, vlm_dim: token widths.
         project_vfm: take VFM tokens into the VLM's width and back by two linear maps, as the release's CLIP variant
             does; always so where the widths differ.
+        keeps_widths: the adapter never brings tokens of both encoders together, so that nothing is projected.
     """
 
-    def __init__(self, *, vfm_dim: int, vlm_dim: int, project_vfm: bool = False) -> None:
+    def __init__(self, *, vfm_dim: int, vlm_dim: int, project_vfm: bool = False, keeps_widths: bool = False) -> None:
         super().__init__()
-        self.has_projection = project_vfm or vfm_dim != vlm_dim
+        self.has_projection = not keeps_widths and (project_vfm or vfm_dim != vlm_dim)
         if self.has_projection:
             self.vfm_in = nn.Linear(vfm_dim, vlm_dim)
             self.vfm_out = nn.Linear(vlm_dim, vfm_dim)
@@ -60,6 +61,22 @@ class CoAdapter(nn.Module):
     @abstractmethod
     def fuse(self, vfm: Tensor, vlm: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
         """The adapter's own work on tokens of one width C: (N, Tv, C), (N, Tl, C) to corrections of the same shapes."""
+
+
+class SmallStep(nn.Module):
+    """The end of every adapter: dropout, then a learned factor that starts small, so that training starts at "none".
+
+    Args:
+        dropout: probability with which values are dropped in training.
+    """
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.scale = nn.Parameter(torch.tensor(1e-3))
+
+    def forward(self, correction: Tensor) -> Tensor:
+        return self.dropout(correction) * self.scale
 
 
 class JointAdapter(CoAdapter):

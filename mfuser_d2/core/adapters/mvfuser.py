@@ -62,15 +62,19 @@ class MVFuserBlock(nn.Module):
         y = selective_scan(
             x.transpose(1, 2),
             self.dt_proj(step).transpose(1, 2),
-            -torch.exp(self.A_log.float()),
+            -torch.exp(_at_least_float32(self.A_log)),
             b.transpose(1, 2),
             c.transpose(1, 2),
-            D=self.D.float(),
-            delta_bias=self.dt_proj.bias.float(),
+            D=_at_least_float32(self.D),
+            delta_bias=_at_least_float32(self.dt_proj.bias),
             delta_softplus=True,
         )  # (N, C/2, T)
         y = self.norm(y.transpose(1, 2), z)
         return self.dropout(self.out_proj(y)) * self.scale
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class GatedRMSNorm(nn.Module):
