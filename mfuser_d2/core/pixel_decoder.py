@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfuser_d2.core.attention import FeedForward, MultiHeadAttention
+from mfuser_d2.core.feature_pyramid import PendingUpsample
 from mfuser_d2.core.ops.deformable_attention import MultiScaleDeformableAttention
 from mfuser_d2.core.position_encoding import sine_position_encoding
 
@@ -32,8 +33,9 @@ class ConvGroupNorm(nn.Module):
         if has_bias:
             nn.init.zeros_(self.conv.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.gn(self.conv(x))
+    def forward(self, x: Tensor | PendingUpsample) -> Tensor:
+        """(N, in_dim, h, w) to (N, dim, h, w); a deconvolution that is still pending is folded into a 1x1 kernel."""
+        return self.gn(x.project(self.conv) if isinstance(x, PendingUpsample) else self.conv(x))
 
 
 class PixelEncoderLayer(nn.Module):
@@ -135,11 +137,14 @@ class PixelDecoder(nn.Module):
         self.output_proj = ConvGroupNorm(in_dim=feature_dim, dim=feature_dim, kernel_size=3)
         self.mask_proj = nn.Conv2d(feature_dim, mask_dim, 1)
 
-    def forward(self, features: Sequence[Tensor], texts: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, features: Sequence[Tensor | PendingUpsample], texts: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
         """Refine the pyramid with the help of the class texts.
 
         Args:
-            features: four maps (N, C_i, h_i, w_i), high to low resolution, of any size.
+            features: four maps (N, C_i, h_i, w_i), high to low resolution, of any size; the pyramid may leave its last
+                deconvolutions pending.
             texts: (N, K, E), refined class texts, not normalised.
         Returns:
             mask features (N, mask_dim, h_0, w_0), and three memories (N, C, h, w), low to high resolution.

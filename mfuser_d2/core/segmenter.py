@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mfuser_d2.core.backbone import DualEncoderBackbone
 from mfuser_d2.core.criterion import Criterion
 from mfuser_d2.core.inference import InferenceSettings, Size, class_scores, rescale_to, resize_scores, slide
 from mfuser_d2.core.text_query_head import HeadOutput
@@ -98,11 +99,17 @@ class Segmenter(nn.Module):
 
     def predict_all(self, images: Tensor) -> HeadOutput:
         """Every prediction of the head for normalised images (N, 3, H, W)."""
-        return self.sem_seg_head(self.backbone(images))
+        return self.sem_seg_head(self._features(images))
+
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        # Our own backbone leaves two deconvolutions to the head's projections; a foreign one gives plain maps.
+        if isinstance(self.backbone, DualEncoderBackbone):
+            return self.backbone(images, is_pending=True)
+        return self.backbone(images)
 
     def window_scores(self, images: Tensor) -> Tensor:
         """Scores (N, K, H, W) of normalised windows (N, 3, H, W) in one pass."""
-        output = self.sem_seg_head(self.backbone(images), last_only=True)
+        output = self.sem_seg_head(self._features(images), last_only=True)
         return resize_scores(class_scores(output.class_logits[-1], output.mask_logits[-1]), tuple(images.shape[-2:]))
 
     @torch.no_grad()
