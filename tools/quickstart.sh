@@ -28,13 +28,15 @@ for argument in "$@"; do
   previous="$argument"
 done
 
-"$PYTHON" tools/train_net.py --config-file "$config" --resume TEST.MFUSER.SAVE_PREDICTIONS True "$@" </dev/null
+"$PYTHON" tools/train_net.py --config-file "$config" --resume \
+  TEST.MFUSER.SAVE_PREDICTIONS True TEST.MFUSER.SAVE_PER_IMAGE True "$@" </dev/null
 "$PYTHON" tools/draw_predictions.py "$output" </dev/null
+"$PYTHON" tools/report.py "$output" </dev/null
 
 cat <<EOF
 
 Table:    $output/inference/results.txt (.md, .json, .csv)
-Pictures: $output/predictions.jpg
+Pictures: $output/predictions.jpg, and a page with the best and worst ones: $output/inference/report.html
 Network:  $output/model_final.pth
 
 Try next, in this folder:

@@ -204,7 +204,10 @@ def install_torch() -> None:
 def install_package() -> None:
     """mfuser_d2 itself (editable, with its optional C++ kernel), then what it requires."""
     jobs = {**os.environ, "MAX_JOBS": str(compile_jobs())}
-    pip_install("mfuser_d2", "--no-build-isolation", "--no-deps", "-e", str(ROOT), env=jobs)
+    options = ["-v", "--no-build-isolation", "--no-deps"]  # -v: why the kernel was not built goes into the log
+    pip_install("mfuser_d2 and its C++ scan kernel", *options, "-e", str(ROOT), env=jobs)
+    if not list(KERNEL_FOLDER.glob("_cpu*.so")):
+        say(f"the C++ scan kernel was not built (why: {LOG}); the slower PyTorch scan is used, with the same results")
     requirements = package_requirements()
     if not python_error("import cv2; assert (4, 5) <= tuple(map(int, cv2.__version__.split('.')[:2])) < (5, 0)"):
         # Any build of OpenCV will do; two of them in one environment overwrite each other.
