@@ -58,12 +58,32 @@ def draw_panels(
     if not rows:
         raise ValueError("no rows to draw; give at least one PanelRow")
     heads = ["image", "truth", "prediction"] + (["errors"] if has_errors else [])
+    painted = [_paint_row(row, colors, has_errors, ignore_label) for row in rows]
+    grid = draw_grid(painted, heads=heads, captions=[row.caption for row in rows], panel_width=panel_width)
+    return np.concatenate([grid, _draw_footer(rows, class_names, colors, grid.shape[1])], axis=0)
+
+
+def draw_grid(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    *,
+    heads: Sequence[str],
+    captions: Sequence[str] | None = None,
+    panel_width: int = 384,
+) -> np.ndarray:
+    """Lay pictures out in rows and columns on white.
+
+    Args:
+        rows: (H, W, 3) uint8 RGB pictures; None leaves a grey place. The first of a row sets the row's aspect.
+        heads: printed above the columns.
+        captions: printed above each row.
+        panel_width: pixels of each panel.
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
     width = len(heads) * (panel_width + _GAP) + _GAP
     blocks = [_draw_heads(heads, panel_width, width)]
-    for row in rows:
-        panels = _paint_row(row, colors, has_errors, ignore_label)
-        blocks.append(_join_row(panels, row.caption, panel_width, width))
-    blocks.append(_draw_footer(rows, class_names, colors, width))
+    for row, caption in zip(rows, captions or [""] * len(rows), strict=True):
+        blocks.append(_join_row(row, caption, panel_width, width))
     return np.concatenate(blocks, axis=0)
 
 

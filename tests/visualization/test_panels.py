@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mfuser_d2.data.labels import CLASSES, COLORS
-from mfuser_d2.visualization.panels import PanelRow, draw_panels, save_panels
+from mfuser_d2.visualization.panels import PanelRow, draw_grid, draw_panels, save_panels
 
 
 def _row(size: tuple[int, int], seed: int, **parts) -> PanelRow:
@@ -53,3 +53,13 @@ def test_bad_rows_are_refused() -> None:
         draw_panels([], CLASSES, COLORS)
     with pytest.raises(ValueError, match=r"panel 'x': image is \(4, 6\) but its prediction is \(6, 4\)"):
         draw_panels([_row((4, 6), 0, prediction=np.zeros((6, 4), int), caption="x")], CLASSES, COLORS)
+
+
+def test_grid_places_every_picture() -> None:
+    colors = [(200, 10, 10), (10, 200, 10), (10, 10, 200)]
+    pictures = [np.full((10, 20, 3), color, np.uint8) for color in colors]
+    grid = draw_grid([pictures[:2], [pictures[2], None]], heads=["a", "b"], captions=["one", ""], panel_width=40)
+    assert grid.shape[1] == 2 * 50 + 10
+    assert [_count(grid, color) for color in colors] == [40 * 20] * 3
+    with pytest.raises(ValueError):
+        draw_grid([pictures[:2]], heads=["a", "b"], captions=["one", "two"])
