@@ -54,11 +54,9 @@ def _as_png(name: str) -> str:
 
 
 def _listed(images: str, split: str) -> Callable[[Path], list[Pair]]:
-    """Pairs named in splits/<split>.txt (one path below the image folder a line), or all for "all"."""
+    """Pairs named in splits/<split>.txt, one path below the image folder a line."""
 
     def find(root: Path) -> list[Pair]:
-        if split == "all":
-            return _glob(root / images, root / LABEL_FOLDER, (".png",), _as_png)
         listing = root / SPLIT_FOLDER / f"{split}.txt"
         if not listing.is_file():
             return []
@@ -105,10 +103,10 @@ def _acdc(condition: str, split: str) -> Callable[[Path], list[Pair]]:
 
 def _all_layouts() -> Iterable[Layout]:
     for split in ("train", "val", "test", "all"):
-        tree = f"images/NNNNN.png, {LABEL_FOLDER}/NNNNN.png" + ("" if split == "all" else f", splits/{split}.txt")
+        tree = f"images/NNNNN.png, {LABEL_FOLDER}/NNNNN.png, {SPLIT_FOLDER}/{split}.txt"
         yield Layout(f"gta5_sem_seg_{split}", "gta5", tree, "prepare_gta5.py", _listed("images", split))
     for split in ("train", "val", "all"):
-        tree = f"RGB/NNNNNNN.png, {LABEL_FOLDER}/NNNNNNN.png" + ("" if split == "all" else f", splits/{split}.txt")
+        tree = f"RGB/NNNNNNN.png, {LABEL_FOLDER}/NNNNNNN.png, {SPLIT_FOLDER}/{split}.txt"
         yield Layout(f"synthia_sem_seg_{split}", "synthia", tree, "prepare_synthia.py", _listed("RGB", split))
     for split in ("train", "val"):
         yield Layout(

@@ -4,6 +4,7 @@ A program is a function (root, report) -> None handed to `run_program`. It maps 
 writes with `write_atomically` and notes what is wrong with `Report.problem`; the exit code follows.
 """
 
+import argparse
 import contextlib
 import fcntl
 import json
@@ -44,10 +45,12 @@ class Report:
 
     Args:
         jobs: processes; 0 means one for each core.
+        is_strict: an incomplete data set is a problem.
     """
 
-    def __init__(self, *, jobs: int = 0) -> None:
+    def __init__(self, *, jobs: int = 0, is_strict: bool = False) -> None:
         self.jobs = jobs or len(os.sched_getaffinity(0))
+        self.is_strict = is_strict
         self.problems: list[str] = []
 
     def note(self, message: str) -> None:
@@ -86,7 +89,18 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def run_program(name: str, root: Path, work: Callable[[Path, Report], None], *, jobs: int = 0) -> int:
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that all preparation programs have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="folder of the data set below $DETECTRON2_DATASETS")
+    parser.add_argument("--jobs", type=int, default=0, help="processes (default: all cores)")
+    parser.add_argument("--strict", action="store_true", help="fail when the data set is not complete")
+    return parser
+
+
+def run_program(
+    name: str, root: Path, work: Callable[[Path, Report], None], *, jobs: int = 0, is_strict: bool = False
+) -> int:
     """Run one preparation and say how it went.
 
     Args:
@@ -94,11 +108,12 @@ def run_program(name: str, root: Path, work: Callable[[Path, Report], None], *, 
         root: its folder; created when missing.
         work: does everything; exceptions of the kinds ValueError, OSError and RuntimeError become messages.
         jobs: processes; 0 means all cores.
+        is_strict: an incomplete data set is a problem.
     Returns:
         the exit code: 0 good, 1 something is wrong, 3 another run holds the folder, 130 interrupted.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    report = Report(jobs=jobs)
+    _log_to_stderr()
+    report = Report(jobs=jobs, is_strict=is_strict)
     try:
         with locked(root):
             remove_parts(root)
@@ -118,6 +133,15 @@ def run_program(name: str, root: Path, work: Callable[[Path, Report], None], *, 
         return EXIT_PROBLEMS
     logger.info("%s: ready in %s", name, root)
     return EXIT_OK
+
+
+def _log_to_stderr() -> None:
+    package = logging.getLogger("mfuser_d2")
+    package.setLevel(logging.INFO)
+    if not package.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        package.addHandler(handler)
 
 
 @contextlib.contextmanager

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from mfuser_d2.data.labels import CLASSES, IGNORE_LABEL, invalid_labels
 
 PathLike = str | os.PathLike[str]
+_TAIL = 4096  # bytes at the end of a file in which its closing mark has to be
 
 
 def _read(path: PathLike, flags: int, kind: str) -> np.ndarray:
@@ -17,7 +19,7 @@ def _read(path: PathLike, flags: int, kind: str) -> np.ndarray:
     except OSError as error:
         problem = f"{kind} {path} cannot be opened ({error.strerror}); check the data set's folder"
         raise FileNotFoundError(problem) from error
-    if content.size and not _has_end(content, Path(path).suffix.lower()):
+    if content.size and not _has_end(content[-_TAIL:].tobytes(), Path(path).suffix.lower()):
         raise ValueError(f"{kind} {path} is truncated ({content.size} bytes); unpack or download it again")
     array = cv2.imdecode(content, flags) if content.size else None
     if array is None:
@@ -25,13 +27,10 @@ def _read(path: PathLike, flags: int, kind: str) -> np.ndarray:
     return array
 
 
-def _has_end(content: np.ndarray, suffix: str) -> bool:
+def _has_end(tail: bytes, suffix: str) -> bool:
     """Whether a PNG or JPEG has its closing mark: OpenCV fills what is missing with grey and says nothing."""
-    if suffix == ".png":
-        return content.tobytes()[-16:].find(b"IEND") >= 0
-    if suffix in (".jpg", ".jpeg"):
-        return content[-4096:].tobytes().rfind(b"\xff\xd9") >= 0
-    return True
+    mark = {".png": b"IEND", ".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9"}.get(suffix, b"")
+    return mark in tail
 
 
 def read_image(path: PathLike) -> np.ndarray:
@@ -44,6 +43,37 @@ def read_image(path: PathLike) -> np.ndarray:
     return _read(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, "image")
 
 
+def read_ids(path: PathLike) -> np.ndarray:
+    """The values of a label file as they are stored, with its own depth and channels (BGR order).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated or no picture.
+    """
+    return _read(path, cv2.IMREAD_UNCHANGED, "label file")
+
+
+def read_size(path: PathLike) -> tuple[int, int]:
+    """(height, width) of an image from its header, after a look at its end: a truncated file is refused.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated or no picture.
+    """
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(max(0, os.path.getsize(path) - _TAIL))
+            tail = stream.read()
+        if not _has_end(tail, Path(path).suffix.lower()):
+            raise ValueError(f"image {path} is truncated; unpack or download it again")
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image {path} is missing; unpack the image archive again") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"image {path} cannot be read ({error}); unpack or download it again") from error
+
+
 def read_labels(path: PathLike) -> np.ndarray:
     """The trainIds in a PNG, (H, W) uint8: 0 to 18 and 255.
 
@@ -51,7 +81,7 @@ def read_labels(path: PathLike) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: truncated, in colour, or with values that are no trainId.
     """
-    labels = _read(path, cv2.IMREAD_UNCHANGED, "label file")
+    labels = read_ids(path)
     if labels.ndim != 2:
         raise ValueError(
             f"label file {path} is a colour picture {labels.shape}; one channel of trainIds is wanted: use the id "
