@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mfuser_d2.core.ops import depthwise_conv_silu, gated_rms_norm
+from mfuser_d2.core.ops.triton_support import triton_obstacle
 
 
 @pytest.mark.parametrize("length", [1, 2, 7])
@@ -54,3 +55,29 @@ def test_wrong_shapes_are_refused():
         depthwise_conv_silu(torch.randn(2, 4, 3), torch.randn(4, 1, 3))
     with pytest.raises(ValueError, match="wanted"):
         gated_rms_norm(torch.randn(2, 4, 3), torch.randn(2, 4, 3), torch.randn(4))
+
+
+def gradients(function, *tensors):
+    """Result and gradients of a fixed weighting of it."""
+    leaves = [tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_() for tensor in tensors]
+    result = function(*leaves)
+    weights = torch.linspace(-1, 1, result.numel(), device=result.device).view(result.shape).to(result.dtype)
+    return result, *torch.autograd.grad((result * weights).sum(), leaves)
+
+
+@pytest.mark.parametrize("function", [depthwise_conv_silu, gated_rms_norm])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_triton_equals_plain(function, dtype, is_transposed):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(2, 5, 7, device=device).transpose(1, 2) if is_transposed else torch.randn(2, 7, 5, device=device)
+    obstacle = triton_obstacle(x)
+    if obstacle:
+        pytest.skip(obstacle)
+    weight = torch.randn((5, 1, 3) if function is depthwise_conv_silu else (5,), device=device)
+    tensors = (x, weight) if function is depthwise_conv_silu else (x, torch.randn_like(x), weight)
+    wanted = gradients(function, *(tensor.double() for tensor in tensors))  # float64 takes the plain path
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for mine, theirs in zip(gradients(function, *(tensor.to(dtype) for tensor in tensors)), wanted):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))

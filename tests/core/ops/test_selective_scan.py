@@ -34,8 +34,12 @@ def make_case(batch=2, channels=6, states=3, length=37, b=None, c=None, dtype=to
     return {name: tensor.requires_grad_() for name, tensor in case.items()}
 
 
-def run(case, backend, **options):
-    return selective_scan(**case, delta_softplus=True, return_last_state=True, backend=backend, **options)
+def device_of(backend):
+    return "cuda" if backend in ("triton", "mamba_ssm") and torch.cuda.is_available() else "cpu"
+
+
+def run(case, backend):
+    return selective_scan(**case, delta_softplus=True, return_last_state=True, backend=backend)
 
 
 def wide(case):
@@ -62,10 +66,12 @@ def check_against_reference(case, backend):
     assert got[0].dtype == case["u"].dtype
     assert got[1].dtype == torch.promote_types(case["u"].dtype, torch.float32)
     weights = [torch.randn_like(part) for part in wanted]
-    sum((part * weight).sum() for part, weight in zip(wanted, weights)).backward()
-    sum((part * weight.to(part)).sum() for part, weight in zip(got, weights)).backward()
     for part, target in zip(got, wanted):
         assert relative_error(part, target) <= tolerance
+    if backend == "mamba_ssm":  # has no gradient for the last state
+        weights = weights[:1]
+    sum((part * weight).sum() for part, weight in zip(wanted, weights)).backward()
+    sum((part * weight.to(part)).sum() for part, weight in zip(got, weights)).backward()
     for name, tensor in case.items():
         assert tensor.grad.dtype == tensor.dtype
         assert relative_error(tensor.grad, exact[name].grad) <= 2 * tolerance, name
@@ -111,18 +117,18 @@ def test_gradcheck_in_float64(backend, b, c):
     ("b", "c"), [("plain", "plain"), ("grouped", "grouped"), ("fixed", "plain"), ("plain", "fixed")]
 )
 def test_backend_equals_reference(backend, dtype, b, c):
-    check_against_reference(make_case(b=MAPS[b], c=MAPS[c], dtype=dtype), backend)
+    check_against_reference(make_case(b=MAPS[b], c=MAPS[c], dtype=dtype, device=device_of(backend)), backend)
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize(("channels", "states", "length"), [(1, 1, 1), (5, 16, 2), (33, 16, 130), (16, 5, 300)])
+@pytest.mark.parametrize(("channels", "states", "length"), [(1, 1, 1), (5, 16, 2), (33, 1, 70), (3, 16, 70)])
 def test_any_size(backend, channels, states, length):
-    check_against_reference(make_case(2, channels, states, length), backend)
+    check_against_reference(make_case(2, channels, states, length, device=device_of(backend)), backend)
 
 
 @pytest.mark.parametrize("backend", FAST)
 def test_tokens_are_read_where_they_lie(backend):
-    case = make_case(channels=20, length=70)
+    case = make_case(channels=20, states=2, length=70, device=device_of(backend))
     runnable(backend, case)
     wanted = run(case, "reference")[0]
     case.update({name: case[name].transpose(1, 2).contiguous().transpose(1, 2) for name in ("u", "delta", "B", "C")})
@@ -132,7 +138,7 @@ def test_tokens_are_read_where_they_lie(backend):
 
 @pytest.mark.parametrize("backend", FAST)
 def test_long_decays_stay_finite_and_exact(backend):
-    case = make_case(length=200)
+    case = make_case(states=2, length=100, device=device_of(backend))
     case["A"] = (case["A"] * 100).detach().requires_grad_()
     case["delta"] = (case["delta"] + 10).detach().requires_grad_()
     check_against_reference(case, backend)
@@ -141,7 +147,7 @@ def test_long_decays_stay_finite_and_exact(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_stays_in_its_sequence(backend):
-    case = make_case()
+    case = make_case(device=device_of(backend))
     runnable(backend, case)
     clean = run(case, backend)[0].detach()
     with torch.no_grad():
@@ -158,7 +164,7 @@ def test_nan_stays_in_its_sequence(backend):
 
 @pytest.mark.parametrize("backend", FAST)
 def test_only_asked_gradients(backend):
-    case = make_case()
+    case = make_case(device=device_of(backend))
     runnable(backend, case)
     for name in ("u", "B", "z", "D"):
         case[name].requires_grad_(False)
@@ -168,7 +174,8 @@ def test_only_asked_gradients(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bare_arguments_without_gradient(backend):
-    case = {name: tensor.detach() for name, tensor in make_case().items() if name in ("u", "delta", "A", "B", "C")}
+    full = make_case(device=device_of(backend))
+    case = {name: full[name].detach() for name in ("u", "delta", "A", "B", "C")}
     runnable(backend, case)
     case["delta"] = case["delta"].abs()
     wanted = selective_scan(**case, backend="reference")

@@ -3,8 +3,8 @@
     build = <this file, loaded by its path>
     setup(..., ext_modules=build.extensions(), cmdclass=build.cmdclass())
 
-Imports nothing of the package, and torch only inside the functions, which return nothing where torch is missing. Sources
-are relative to the folder of setup.py, as setuptools wants them. With `pip install --no-build-isolation -e .`, or
+Imports nothing of the package, and torch only inside the functions; without torch there are no extensions. Sources are
+relative to the folder of setup.py, as setuptools wants them. With `pip install --no-build-isolation -e .`, or
 `python setup.py build_ext --inplace`, the library lands beside this file, where cpu.py looks for it.
 """
 

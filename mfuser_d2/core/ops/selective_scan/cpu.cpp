@@ -4,10 +4,12 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <torch/library.h>
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <tuple>
 
 namespace {
@@ -72,10 +74,15 @@ struct Kernel {
 const Kernel& kernel() {
   static const Kernel chosen = [] {
 #ifdef SCAN_X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+    // torch's own choice, so that its ATEN_CPU_CAPABILITY variable (default, avx2, avx512) holds here too.
+    const std::string capability = at::get_cpu_capability();
+    const bool wide = capability.rfind("AVX512", 0) == 0;
+    if (wide && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
       return Kernel{avx512::run, 16};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Kernel{avx2::run, 8};
+    if ((wide || capability == "AVX2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
+      return Kernel{avx2::run, 8};
 #endif
     return Kernel{baseline::run, 4};
   }();

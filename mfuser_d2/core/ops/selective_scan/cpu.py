@@ -25,7 +25,7 @@ def scan_cpu(
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, D, L) and last state (B, D, N); arguments as `selective_scan` has checked them.
 
-    Memory beyond inputs and outputs: for the backward one state in 64 steps, a quarter of the size of `u` for 16 states.
+    Memory beyond inputs and outputs: one state in 64 steps for the backward, a quarter of `u` for 16 states.
     """
     tensors = (u, delta, A, B, C, D, delta_bias)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from mfuser_d2.core.ops.selective_scan.checks import check_inputs
 from mfuser_d2.core.ops.selective_scan.chunked import scan_chunked
 from mfuser_d2.core.ops.selective_scan.cpu import cpu_obstacle, scan_cpu
+from mfuser_d2.core.ops.selective_scan.mamba import mamba_obstacle, scan_mamba
 from mfuser_d2.core.ops.selective_scan.reference import scan_reference
+from mfuser_d2.core.ops.selective_scan.triton_backend import scan_obstacle, scan_triton
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ def _always(*_: Tensor) -> None:
 
 
 BACKENDS: dict[str, tuple[ScanFunction, Reason]] = {
+    "mamba_ssm": (scan_mamba, mamba_obstacle),
+    "triton": (scan_triton, scan_obstacle),
     "cpu": (scan_cpu, cpu_obstacle),
     "torch": (scan_chunked, _always),
     "reference": (scan_reference, _always),
