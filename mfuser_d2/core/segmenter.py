@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mfuser_d2.core.backbone import DualEncoderBackbone
 from mfuser_d2.core.criterion import Criterion
+from mfuser_d2.core.encoders.tower import FrozenModule
 from mfuser_d2.core.inference import InferenceSettings, Size, class_scores, rescale_to, resize_scores, slide
 from mfuser_d2.core.text_query_head import HeadOutput
 
@@ -27,7 +28,8 @@ class Segmenter(nn.Module):
         crop_size: smallest (height, width) in pixels that training images are padded to.
         inference: how images are cut up at test time.
         precision: number format of matrix products in `predict`: "float32", "float16" or "bfloat16". Norms, scan states
-            and scores stay in float32.
+            and scores stay in float32. In training the caller runs `losses` under `autocast()`; the frozen encoders
+            hold their weights in that format.
     Raises:
         KeyError: an unknown precision.
     """
@@ -53,6 +55,10 @@ class Segmenter(nn.Module):
         self.crop_size = tuple(crop_size)
         self.inference = inference
         self.precision = precision
+        if precision != "float32":
+            for module in self.modules():
+                if isinstance(module, FrozenModule):
+                    module.hold_products_in(PRECISIONS[precision])
         self.register_buffer(
             "pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1), persistent=False
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,16 @@ class FrozenModule(nn.Module):
         """Turn gradients off and switch to eval mode; call once, when all submodules exist."""
         self.requires_grad_(False)
         self.train(False)
+
+    def hold_products_in(self, dtype: torch.dtype) -> None:
+        """Keep the weights of matrix products and convolutions in `dtype`, for use under autocast to that dtype.
+
+        Autocast would convert these very weights in every forward; the numbers stay the same, the time and half of the
+        memory go. Norms, position tables and class tokens stay as they are.
+        """
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+                module.to(dtype)
 
     def train(self, mode: bool = True) -> FrozenModule:
         """Stay in eval mode, whatever `mode` asks for."""
@@ -115,3 +126,41 @@ class VisionTower(FrozenModule):
         raise ValueError(
             f"{type(self).__name__} has no image-text space; use a vision-language model as MODEL.MFUSER.VLM"
         )
+
+
+def joint_embeddings(tower: VisionTower, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Global (N, 1, E) and dense (N, h*w, E) embedding of tokens (N, P + h*w, C) after the final norm.
+
+    An encoder without image-text space gives its tokens as they are: the class token, or the mean of the patches where
+    it has none, and the patches; only learned queries can be compared with these.
+    """
+    if tower.joint_dim is not None:
+        return tower.project(tokens)
+    patches = tokens[:, tower.num_prefix_tokens :]
+    return tokens[:, :1] if tower.has_class_token else patches.mean(dim=1, keepdim=True), patches
+
+
+class InputNorm(nn.Module):
+    """Images normalised for the network made images normalised for one encoder; the same tensor where nothing changes.
+
+    Args:
+        pixel_mean, pixel_std: how the images come in, RGB, 0..255 scale.
+        tower: the encoder that takes them.
+    """
+
+    def __init__(self, *, pixel_mean: Sequence[float], pixel_std: Sequence[float], tower: VisionTower) -> None:
+        super().__init__()
+        values = {
+            "mean": torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1),
+            "std": torch.tensor(pixel_std, dtype=torch.float32).view(3, 1, 1),
+            "tower_mean": tower.pixel_mean.clone(),
+            "tower_std": tower.pixel_std.clone(),
+        }
+        for name, value in values.items():
+            self.register_buffer(name, value, persistent=False)
+        # Decided here, once: comparing in forward would make a GPU wait.
+        self.is_identity = torch.allclose(self.mean, self.tower_mean) and torch.allclose(self.std, self.tower_std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) to the same shape."""
+        return images if self.is_identity else (images * self.std + self.mean - self.tower_mean) / self.tower_std
