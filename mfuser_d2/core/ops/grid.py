@@ -69,7 +69,7 @@ def resample_positions(
     if scale_offset is None and tuple(old_grid) == tuple(new_grid):
         return positions
     prefix, table = positions[:num_prefix], positions[num_prefix:]
-    table = tokens_to_map(table[None].float(), old_grid)  # (1, C, h, w)
+    table = tokens_to_map(_at_least_float32(table[None]), old_grid)  # (1, C, h, w)
     if scale_offset is None:
         table = F.interpolate(table, size=new_grid, mode=mode, align_corners=False)
     else:
@@ -84,4 +84,8 @@ def resample_kernel(kernel: Tensor, size: Grid, mode: str) -> Tensor:
 
     Differs from timm, which uses a pseudo-inverse; its numbers are others.
     """
-    return resample_map(kernel.float(), size, mode).to(kernel.dtype)
+    return resample_map(_at_least_float32(kernel), size, mode).to(kernel.dtype)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
