@@ -214,6 +214,9 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     opts = list(opts)
     if config_file and not Path(config_file).is_file():
         raise FileNotFoundError(f"--config-file {config_file} does not exist; the configs are under configs/.")
+    flags = [word for word in opts if word.startswith("--")]
+    if flags:
+        raise ValueError(f"{' '.join(flags)} came after the KEY VALUE pairs; flags go in front of them")
     if len(opts) % 2:
         raise ValueError(f"Trailing options are pairs KEY VALUE; got {len(opts)} words: {' '.join(opts)}")
     try:

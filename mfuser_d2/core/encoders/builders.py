@@ -16,6 +16,9 @@ from mfuser_d2.core.encoders.weights import load_text, load_timm, load_vision, v
 
 Kwargs = dict[str, Any]
 
+VLM_PREFIX, VFM_PREFIX = "clip:", "vfm:"
+"""A VLM's vision half in the VFM's place ("clip:EVA02-L-14-336"), a VFM in the VLM's ("vfm:dinov2_vitl14")."""
+
 
 def build_vfm(
     *,
@@ -40,9 +43,9 @@ def build_vfm(
         KeyError: the name is unknown.
         FileNotFoundError, ValueError: the weights are missing, or not those of this encoder.
     """
-    if name.startswith("clip:"):
+    if name.startswith(VLM_PREFIX):
         return build_vlm(
-            name=name.removeprefix("clip:"),
+            name=name.removeprefix(VLM_PREFIX),
             weights=weights,
             image_size=image_size,
             patch_size=patch_size,
@@ -84,11 +87,21 @@ def build_vlm(
     """The frozen vision half of a vision-language model; arguments as in `build_vfm`.
 
     Args:
-        name: an open_clip model, or a tiny one of `VLM_PRESETS`.
+        name: an open_clip model, a tiny one of `VLM_PRESETS`, or "vfm:<name>" for a model without image-text space
+            (VFM + VFM pairs).
         kwargs: nested changes to open_clip's config.
         double_class_token: add CLIP's class embedding twice when weights are loaded, as the release does (it matters
             for its checkpoints only in that the frozen part is then the same). Other encoders do not look at it.
     """
+    if name.startswith(VFM_PREFIX):
+        return build_vfm(
+            name=name.removeprefix(VFM_PREFIX),
+            weights=weights,
+            image_size=image_size,
+            patch_size=patch_size,
+            resample=resample,
+            kwargs=kwargs,
+        )
     config = vlm_config(name, kwargs)
     vision = dict(config["vision_cfg"])
     timm_kwargs = vision.pop("timm_kwargs", {})
@@ -121,6 +134,14 @@ def build_text_tower(*, name: str, weights: str = "", kwargs: Kwargs | None = No
     if weights:
         load_text(tower, vlm_state(weights, source=_source(name)))
     return _mark(tower, f"{name} text", weights)
+
+
+def vocabulary_of(name: str) -> str:
+    """Which vocabulary of `tokenize_classes` a vision-language model reads: "clip", "siglip" or "siglip2"."""
+    # Only the SigLIPs name a tokenizer of their own; CLIP's relatives share CLIP's.
+    if not vlm_config(name)["text_cfg"].get("hf_tokenizer_name"):
+        return "clip"
+    return "siglip2" if "SigLIP2" in name else "siglip"
 
 
 def _timm_vlm(config: Kwargs, vision: Kwargs, timm_kwargs: Kwargs) -> TimmTower:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ MIN_TOKENS = 5
 SIGLIP_TABLE = Path(__file__).with_name("siglip_tokens.json")
 SIGLIP_END = 1
 """SigLIP's end token, which is also its padding."""
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def check_class_names(names: Sequence[str]) -> None:
@@ -33,13 +36,13 @@ def check_class_names(names: Sequence[str]) -> None:
             raise ValueError(f"class name {name!r} occurs twice; queries are told apart by their names")
 
 
-def tokenize_classes(names: Sequence[str], *, vocabulary: str, sentencepiece_file: str = "") -> Tensor:
+def tokenize_classes(names: Sequence[str], *, vocabulary: str, tokenizer_file: str = "") -> Tensor:
     """Token ids of class names, without any template text around them.
 
     Args:
         names: K class names.
         vocabulary: "clip" (CLIP, EVA02-CLIP, PE: start, name, end, zeros) or "siglip" (name, then end tokens).
-        sentencepiece_file: SigLIP's `spiece.model`; needed for names outside the committed table.
+        tokenizer_file: SigLIP's `spiece.model` or `tokenizer.json`; needed for names outside the committed table.
     Returns:
         (K, L) int64, L = 5 or what the longest name takes.
     Raises:
@@ -52,7 +55,7 @@ def tokenize_classes(names: Sequence[str], *, vocabulary: str, sentencepiece_fil
         rows = [[tokenizer.sot_token_id, *tokenizer.encode(name), tokenizer.eot_token_id] for name in names]
         padding = 0
     elif vocabulary == "siglip":
-        rows = [[*ids, SIGLIP_END] for ids in _siglip_ids(names, sentencepiece_file)]
+        rows = [[*ids, SIGLIP_END] for ids in siglip_ids(names, tokenizer_file)]
         padding = SIGLIP_END
     else:
         raise KeyError(f"vocabulary {vocabulary!r} is unknown; choose from ['clip', 'siglip']")
@@ -60,17 +63,36 @@ def tokenize_classes(names: Sequence[str], *, vocabulary: str, sentencepiece_fil
     return torch.tensor([row + [padding] * (length - len(row)) for row in rows])
 
 
-def _siglip_ids(names: Sequence[str], sentencepiece_file: str) -> list[list[int]]:
-    if sentencepiece_file:
-        from sentencepiece import SentencePieceProcessor
+def siglip_ids(names: Sequence[str], tokenizer_file: str = "") -> list[list[int]]:
+    """SigLIP's ids of each name, lower-case and without punctuation, no end token.
 
-        processor = SentencePieceProcessor(model_file=sentencepiece_file)
-        return [processor.encode(name.lower()) for name in names]
-    table = json.loads(SIGLIP_TABLE.read_text())["ids"] if SIGLIP_TABLE.is_file() else {}
-    unknown = [name for name in names if name not in table]
-    if unknown:
-        raise ValueError(
-            f"SigLIP token ids of {unknown} are not in the committed table; set MODEL.MFUSER.VLM.TOKENIZER to the "
-            "spiece.model of huggingface.co/google/siglip-large-patch16-384"
+    Args:
+        names: class names.
+        tokenizer_file: see `tokenize_classes`; "" looks them up in the committed table.
+    Raises:
+        FileNotFoundError: there is no such tokenizer file.
+        ValueError: the table lacks a name.
+    """
+    words = [" ".join(name.lower().translate(_NO_PUNCTUATION).split()) for name in names]
+    if not tokenizer_file:
+        table = json.loads(SIGLIP_TABLE.read_text(encoding="utf-8"))["ids"]
+        unknown = [name for name, word in zip(names, words) if word not in table]
+        if unknown:
+            raise ValueError(
+                f"the committed table of SigLIP token ids lacks {unknown}; set MODEL.MFUSER.VLM.TOKENIZER to the "
+                "spiece.model or tokenizer.json of huggingface.co/google/siglip-large-patch16-384"
+            )
+        return [table[word] for word in words]
+    if not Path(tokenizer_file).is_file():
+        raise FileNotFoundError(
+            f"MODEL.MFUSER.VLM.TOKENIZER={tokenizer_file} does not exist; get spiece.model or tokenizer.json from "
+            "huggingface.co/google/siglip-large-patch16-384"
         )
-    return [table[name] for name in names]
+    if tokenizer_file.endswith(".json"):
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(tokenizer_file)
+        return [tokenizer.encode(word, add_special_tokens=False).ids for word in words]
+    from sentencepiece import SentencePieceProcessor
+
+    return [SentencePieceProcessor(model_file=tokenizer_file).encode(word) for word in words]
