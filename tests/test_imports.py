@@ -16,6 +16,7 @@ CORE_ORDER = [
     {"ops", "attention", "position_encoding", "key_map", "checkpoint_file", "optim"},
     {"encoders", "adapters"},
     {"dual_encoder", "feature_pyramid", "mt_enhancer"},
+    {"single_encoder"},
     {"backbone"},
     {"pixel_decoder", "transformer_decoder"},
     {"text_query_head"},

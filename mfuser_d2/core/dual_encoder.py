@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mfuser_d2.core.adapters import CoAdapter, TokenLayout
-from mfuser_d2.core.encoders.tower import VisionTower
-from mfuser_d2.core.ops.grid import map_to_tokens, resample_map, tokens_to_map
+from mfuser_d2.core.encoders.tower import InputNorm, VisionTower, joint_embeddings
+from mfuser_d2.core.ops.grid import Grid, map_to_tokens, resample_map, tokens_to_map
+
+JOINT_FEATURES = ("both", "vlm")
 
 
 class DualFeatures(NamedTuple):
@@ -28,6 +30,20 @@ class DualFeatures(NamedTuple):
     dense_embedding: Tensor
 
 
+def check_taps(tap_layers: Sequence[int], num_blocks: int, blocks: str) -> None:
+    """Refuse taps that do not ascend within the blocks.
+
+    Args:
+        tap_layers: block indices from 0.
+        num_blocks: how many blocks there are.
+        blocks: what they are called in the message.
+    Raises:
+        ValueError: names the range.
+    """
+    if list(tap_layers) != sorted(set(tap_layers)) or not 0 <= tap_layers[0] <= tap_layers[-1] < num_blocks:
+        raise ValueError(f"MODEL.MFUSER.TAP_LAYERS={list(tap_layers)} must ascend within 0..{num_blocks - 1}, {blocks}")
+
+
 class DualEncoder(nn.Module):
     """A frozen VFM and a frozen VLM that correct each other through adapters.
 
@@ -41,10 +57,13 @@ class DualEncoder(nn.Module):
         tap_layers: block pairs whose output feeds the pyramid, from 0, ascending.
         project_vfm: the VFM enters the joint embedding through a linear map instead of its own final norm (the
             release's CLIP variant); always so where the widths differ.
+        joint_features: "both" for the sum of both encoders in the joint embedding (the release), "vlm" for the VLM's
+            own features; the VFM then speaks through adapters and taps only.
         pixel_mean, pixel_std: how the incoming images are normalised, RGB, 0..255 scale; each tower gets its own.
         use_checkpoint: recompute each block pair in the backward pass instead of storing its activations.
     Raises:
-        ValueError: adapters or taps do not fit the depths, or the VLM has no image-text space.
+        ValueError: adapters or taps do not fit the depths.
+        KeyError: unknown `joint_features`.
     """
 
     def __init__(
@@ -55,6 +74,7 @@ class DualEncoder(nn.Module):
         adapters: Sequence[CoAdapter],
         tap_layers: Sequence[int],
         project_vfm: bool = False,
+        joint_features: str = "both",
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         use_checkpoint: bool = False,
@@ -63,27 +83,28 @@ class DualEncoder(nn.Module):
         self.num_pairs = min(vfm.depth, vlm.depth)
         if len(adapters) != self.num_pairs:
             raise ValueError(f"{len(adapters)} adapters for {self.num_pairs} block pairs; give one per pair")
-        if list(tap_layers) != sorted(set(tap_layers)) or not 0 <= tap_layers[0] <= tap_layers[-1] < self.num_pairs:
-            raise ValueError(
-                f"MODEL.MFUSER.TAP_LAYERS={list(tap_layers)} must ascend within 0..{self.num_pairs - 1}, "
-                f"the block pairs of a VFM of {vfm.depth} and a VLM of {vlm.depth} blocks"
+        check_taps(
+            tap_layers, self.num_pairs, f"the block pairs of a VFM of {vfm.depth} and a VLM of {vlm.depth} blocks"
+        )
+        if joint_features not in JOINT_FEATURES:
+            raise KeyError(
+                f"MODEL.MFUSER.ALIGN_LOSS.FEATURES={joint_features!r} is unknown; choose from {list(JOINT_FEATURES)}"
             )
-        if vlm.joint_dim is None:
-            raise ValueError("MODEL.MFUSER.VLM has no image-text space; choose a vision-language model")
         self.vfm, self.vlm = vfm, vlm
         self.adapters = nn.ModuleList(adapters)
         self.tap_layers = tuple(tap_layers)
         self.use_checkpoint = use_checkpoint
-        self.has_projection = project_vfm or vfm.embed_dim != vlm.embed_dim
+        self.has_vfm_in_joint = joint_features == "both"
+        self.has_projection = self.has_vfm_in_joint and (project_vfm or vfm.embed_dim != vlm.embed_dim)
         if self.has_projection:
             self.vfm_to_joint = nn.Linear(vfm.embed_dim, vlm.embed_dim)
-        self.register_buffer(
-            "pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1), persistent=False
-        )
-        self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(3, 1, 1), persistent=False)
-        # Decided here, once: comparing in forward would make a GPU wait.
-        self._vfm_takes_input = self._is_normalized_for(vfm)
-        self._vlm_takes_input = self._is_normalized_for(vlm)
+        self.vfm_input = InputNorm(pixel_mean=pixel_mean, pixel_std=pixel_std, tower=vfm)
+        self.vlm_input = InputNorm(pixel_mean=pixel_mean, pixel_std=pixel_std, tower=vlm)
+
+    @property
+    def patch_size(self) -> Grid:
+        """Height and width in pixels of a cell of the taps."""
+        return self.vlm.patch_size
 
     @property
     def tap_dim(self) -> int:
@@ -92,8 +113,8 @@ class DualEncoder(nn.Module):
 
     @property
     def joint_dim(self) -> int:
-        """E, width of the image-text space."""
-        return self.vlm.joint_dim
+        """E, width of the image-text space, or of the tokens where the VLM's place is taken by a model without one."""
+        return self.vlm.joint_dim or self.vlm.embed_dim
 
     def forward(self, images: Tensor) -> DualFeatures:
         """Encode normalised images (N, 3, H, W)."""
@@ -102,12 +123,8 @@ class DualEncoder(nn.Module):
             self.vfm.grid_of(size), self.vlm.grid_of(size), self.vfm.num_prefix_tokens, self.vlm.num_prefix_tokens
         )
         with torch.no_grad():
-            vfm, vfm_context = self.vfm.embed(
-                images if self._vfm_takes_input else self._normalize_for(self.vfm, images)
-            )
-            vlm, vlm_context = self.vlm.embed(
-                images if self._vlm_takes_input else self._normalize_for(self.vlm, images)
-            )
+            vfm, vfm_context = self.vfm.embed(self.vfm_input(images))
+            vlm, vlm_context = self.vlm.embed(self.vlm_input(images))
         taps = []
         for pair in range(self.num_pairs):
             step = (pair, vfm, vlm, vfm_context, vlm_context, layout)
@@ -118,12 +135,6 @@ class DualEncoder(nn.Module):
             if pair in self.tap_layers:
                 taps.append(self._tap(vfm, vlm, layout))
         return DualFeatures(taps, *self._embed_jointly(vfm, vlm, layout))
-
-    def _is_normalized_for(self, tower: VisionTower) -> bool:
-        return torch.allclose(tower.pixel_mean, self.pixel_mean) and torch.allclose(tower.pixel_std, self.pixel_std)
-
-    def _normalize_for(self, tower: VisionTower, images: Tensor) -> Tensor:
-        return (images * self.pixel_std + self.pixel_mean - tower.pixel_mean) / tower.pixel_std
 
     def _run_pair(
         self, pair: int, vfm: Tensor, vlm: Tensor, vfm_context: Any, vlm_context: Any, layout: TokenLayout
@@ -147,12 +158,14 @@ class DualEncoder(nn.Module):
         return torch.cat([self._vfm_patches(vfm, layout), vlm_map], dim=1)
 
     def _embed_jointly(self, vfm: Tensor, vlm: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
-        """Sum of both encoders in the image-text space: (N, 1, E) and (N, E, h, w)."""
-        if self.has_projection:
+        """Both encoders summed in the image-text space, or the VLM alone: (N, 1, E) and (N, E, h, w)."""
+        if not self.has_vfm_in_joint:
+            tokens = self.vlm.final_norm(vlm)
+        elif self.has_projection:
             tokens = self.vlm.final_norm(vlm + self._align(self.vfm_to_joint(vfm), vlm, layout))
         else:
             tokens = self.vlm.final_norm(vlm) + self._align(self.vfm.final_norm(vfm), vlm, layout)
-        global_embedding, dense = self.vlm.project(tokens)
+        global_embedding, dense = joint_embeddings(self.vlm, tokens)
         return global_embedding, tokens_to_map(dense, layout.vlm_grid)
 
     def _align(self, vfm: Tensor, vlm: Tensor, layout: TokenLayout) -> Tensor:
