@@ -27,7 +27,7 @@ SMALL_VLM = {
 
 def shrunk(path: Path) -> CfgNode:
     """The config with narrow encoders and decoders; depths, taps, patch sizes and everything else as they are."""
-    cfg = load_config(str(path), ["MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.TRAIN_NUM_POINTS", 32])
+    cfg = load_config(str(path), ["MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.TRAIN_NUM_POINTS", "32"])
     cfg.defrost()
     node, head = cfg.MODEL.MFUSER, cfg.MODEL.SEM_SEG_HEAD
     if node.VLM.NAME in SMALL_VLM:
