@@ -71,7 +71,7 @@ def describe_protocol(
         crop_size: (height, width) of the sliding window in pixels.
         stride: (vertical, horizontal) step of the window in pixels.
         test_sizes: data set -> size its images are resized to before inference; pixels, in the order the
-            config uses.
+            config uses. None or zeros mean the image's own size, and are written so.
         mappings: data set -> name of the label mapping where several circulate (Mapillary).
         splits: data set -> which split was evaluated, where its name does not say it.
         train_datasets: what the network was trained on.
@@ -87,7 +87,7 @@ def describe_protocol(
         "absent_class": absent_class,
         "absent_class_meaning": ABSENT_CLASS_MODES[absent_class],
         "inference": {"mode": inference_mode},
-        "test_size": dict(test_sizes or {}),
+        "test_size": {name: _size_or_own(size) for name, size in (test_sizes or {}).items()},
         "mapping": dict(mappings or {}),
         "split": dict(splits or {}),
         "weights": {"path": str(weights or ""), "sha256": file_sha256(weights) if weights else None},
@@ -97,3 +97,9 @@ def describe_protocol(
     protocol.update(extra)
     protocol["versions"] = library_versions()
     return protocol
+
+
+def _size_or_own(size: Any) -> Any:
+    if isinstance(size, Sequence) and not isinstance(size, str):
+        return list(size) if any(size) else "own size"
+    return size or "own size"

@@ -29,6 +29,11 @@ def test_protocol_fits_json_and_whole_images_have_no_window() -> None:
     assert "mmseg" in protocol["absent_class_meaning"]
 
 
+def test_images_that_keep_their_size_say_so() -> None:
+    protocol = describe_protocol(test_sizes={"a": (0, 0), "b": None, "c": (1024, 0), "d": 512})
+    assert protocol["test_size"] == {"a": "own size", "b": "own size", "c": [1024, 0], "d": 512}
+
+
 def test_unknown_convention_is_refused() -> None:
     with pytest.raises(ValueError, match="'both'.*skip"):
         describe_protocol(absent_class="both")

@@ -219,7 +219,7 @@ def test_unknown_convention_is_refused_before_the_first_image(dataset) -> None:
 
 
 TWO_PROCESSES = textwrap.dedent("""
-    import json, sys
+    import json, pathlib, sys, time
     import torch, torch.distributed as dist
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.utils import comm
@@ -236,7 +236,12 @@ TWO_PROCESSES = textwrap.dedent("""
         evaluator.process([records[seed]], [{"sem_seg": scores}])
     result = evaluator.evaluate()
     assert (result is None) == (rank == 1)
-    dist.destroy_process_group()
+    finished = pathlib.Path(meeting + ".finished")  # leaving first could reset the connection the other still reads
+    if rank == 0:
+        finished.touch()
+    deadline = time.monotonic() + 100
+    while not finished.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
 """)
 
 
@@ -249,9 +254,12 @@ def test_two_processes_give_the_bits_of_one(dataset, tmp_path) -> None:
         subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, str(rank), *arguments], stderr=subprocess.PIPE)
         for rank in range(2)
     ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors.decode()
+    try:
+        errors = [worker.communicate(timeout=240)[1].decode() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
     one, two = whole / "inference" / name, split / "inference" / "toy"
     counts = [json.loads((folder / "confusion.json").read_text()) for folder in (one, two)]
     assert counts[0]["counts"] == counts[1]["counts"] and counts[1]["num_images"] == 4
