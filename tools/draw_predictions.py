@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Draw image, truth and prediction side by side from an output folder whose evaluation saved its predictions.
 
-    python tools/draw_predictions.py output/quickstart_eva02 [--count 2] [--picture FILE]
+Usage: python tools/draw_predictions.py output/quickstart_eva02 [--count 2] [--picture FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -44,7 +45,11 @@ def rows_of(dataset: str, folder: Path, count: int) -> list[PanelRow]:
 
 def draw_output(output: Path, *, count: int = 2, picture: Path | None = None) -> Path:
     """Draw `count` images of each data set below output/inference into one picture and return its path."""
-    folders = sorted(path.parent for path in (output / "inference").glob("*/predictions"))
+    results = output / "inference" / "results.json"
+    order = list(json.loads(results.read_text(encoding="utf-8"))["results"]) if results.is_file() else []
+    folders = [path.parent for path in (output / "inference").glob("*/predictions")]
+    # The order of the table, where there is one: source first.
+    folders.sort(key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name))
     if not folders:
         raise FileNotFoundError(
             f"no inference/*/predictions in {output}; evaluate with TEST.MFUSER.SAVE_PREDICTIONS True first"

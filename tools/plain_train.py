@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from draw_predictions import draw_output  # noqa: E402
-from torch import Tensor  # noqa: E402
 
 from mfuser_d2.core.backbone import DualEncoderBackbone  # noqa: E402
 from mfuser_d2.core.checkpoint import FORMAT, encoder_identity, trainable_state_dict  # noqa: E402
@@ -32,10 +29,9 @@ from mfuser_d2.core.factory import build_backbone_parts, build_head  # noqa: E40
 from mfuser_d2.core.inference import InferenceSettings  # noqa: E402
 from mfuser_d2.core.optim import parameter_groups, poly_lr  # noqa: E402
 from mfuser_d2.core.segmenter import Segmenter  # noqa: E402
-from mfuser_d2.data.augmentation import augment  # noqa: E402
 from mfuser_d2.data.labels import CLASSES, COLORS, NUM_CLASSES  # noqa: E402
 from mfuser_d2.data.layouts import list_pairs  # noqa: E402
-from mfuser_d2.data.reading import read_pair  # noqa: E402
+from mfuser_d2.data.plain import TrainItems, test_items, train_loader  # noqa: E402
 from mfuser_d2.evaluation import ConfusionMatrix, describe_protocol, score_confusion, summarize  # noqa: E402
 from mfuser_d2.evaluation.label_files import write_label  # noqa: E402
 
@@ -75,20 +71,14 @@ def build_network() -> Segmenter:
     )
 
 
-def to_tensor(image: np.ndarray) -> Tensor:
-    """(H, W, 3) BGR as (3, H, W) RGB."""
-    return torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)))
-
-
 def train(network: Segmenter, *, max_iter: int, seed: int = 2023) -> None:
     """Train on the day pictures, with a progress line every 20 iterations."""
-    pairs, order, rng = list_pairs("streets_sem_seg_train"), random.Random(seed), np.random.RandomState(seed)
+    loader = train_loader(TrainItems(name="streets_sem_seg_train", crop_size=CROP, seed=seed), batch_size=BATCH)
     optimizer = torch.optim.AdamW(parameter_groups(network, base_lr=BASE_LR, weight_decay=WEIGHT_DECAY))
     network.train()
     start = time.time()
-    for iteration in range(max_iter):
-        samples = [augment(*read_pair(*pair), rng, crop_size=CROP) for pair in order.sample(pairs, BATCH)]
-        losses = network.losses([to_tensor(image) for image, _ in samples], [torch.from_numpy(y) for _, y in samples])
+    for iteration, items in zip(range(max_iter), loader):
+        losses = network.losses([item["image"] for item in items], [item["sem_seg"] for item in items])
         total = sum(losses.values())
         if not math.isfinite(total.item()):
             sys.exit(f"error: the loss is {total.item()} at iteration {iteration}; lower BASE_LR")
@@ -106,11 +96,11 @@ def evaluate(network: Segmenter, dataset: str, folder: Path) -> dict[str, float]
     """Scores in percent on one data set; the predictions are saved below `folder`."""
     network.eval()
     confusion = ConfusionMatrix(num_classes=NUM_CLASSES)
-    for image_path, label_path in list_pairs(dataset):
-        image, truth = read_pair(image_path, label_path)
-        prediction = network.predict([to_tensor(image)])[0].argmax(dim=0).byte().cpu().numpy()
-        confusion.update(prediction, truth)
-        write_label(folder / dataset / "predictions" / f"{image_path.stem}.png", prediction, COLORS)
+    for item in test_items(dataset):
+        scores = network.predict([item["image"]], [(item["height"], item["width"])])[0]
+        prediction = scores.argmax(dim=0).byte().cpu().numpy()
+        confusion.update(prediction, item["sem_seg"])
+        write_label(folder / dataset / "predictions" / f"{Path(item['file_name']).stem}.png", prediction, COLORS)
     return score_confusion(confusion.counts, CLASSES)
 
 
