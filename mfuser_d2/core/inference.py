@@ -23,8 +23,10 @@ class InferenceSettings:
         stride: vertical and horizontal step between windows in pixels.
         batch: windows per forward pass.
         final_softmax: softmax over the classes of the result, as the release does at the end; the argmax is the same.
+        scales: factors of the image's size at which it is seen; the scores are averaged.
+        flip: see it mirrored as well, at every scale.
     Raises:
-        ValueError: an unknown mode, or a stride that would leave gaps.
+        ValueError: an unknown mode, a stride that would leave gaps, or no positive scale.
     """
 
     mode: str = "slide"
@@ -32,6 +34,8 @@ class InferenceSettings:
     stride: Size = (341, 341)
     batch: int = 4
     final_softmax: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in ("slide", "whole"):
@@ -44,6 +48,11 @@ class InferenceSettings:
                 )
         if self.batch < 1:
             raise ValueError(f"MODEL.MFUSER.INFERENCE.BATCH={self.batch} must be at least 1")
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(
+                f"MODEL.MFUSER.INFERENCE.SCALES={list(self.scales)} has to be one or more positive factors; [1.0] sees "
+                "every image at its own size only"
+            )
 
 
 def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
@@ -106,6 +115,31 @@ def slide(images: Tensor, predict: Callable[[Tensor], Tensor], *, crop_size: Siz
             if n == 0:
                 count[..., top : top + crop_height, left : left + crop_width] += 1
     return total / count
+
+
+def average_views(
+    images: Tensor, predict: Callable[[Tensor], Tensor], *, scales: Sequence[float], flip: bool
+) -> Tensor:
+    """Test-time augmentation: average what `predict` says of the images at several sizes, and mirrored.
+
+    Args:
+        images: (N, 3, H, W), normalised.
+        predict: images (N, 3, h, w) to scores (N, K, h, w).
+        scales: factors of height and width, which are rounded to whole pixels.
+        flip: also the mirror image of each.
+    Returns:
+        (N, K, H, W).
+    """
+    size = tuple(images.shape[-2:])
+    total: Tensor | None = None
+    for scale in scales:
+        view = resize_scores(images, (max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)))
+        scores = predict(view)
+        if flip:
+            scores = (scores + predict(view.flip(-1)).flip(-1)) / 2
+        scores = resize_scores(scores, size)
+        total = scores if total is None else total + scores
+    return total / len(scales)
 
 
 def rescale_to(scores: Tensor, sizes: Sequence[Size], *, final_softmax: bool) -> list[Tensor]:

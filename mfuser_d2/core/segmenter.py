@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from mfuser_d2.core.backbone import DualEncoderBackbone
 from mfuser_d2.core.criterion import Criterion
 from mfuser_d2.core.encoders.tower import FrozenModule
-from mfuser_d2.core.inference import InferenceSettings, Size, class_scores, rescale_to, resize_scores, slide
+from mfuser_d2.core.inference import (
+    InferenceSettings,
+    Size,
+    average_views,
+    class_scores,
+    rescale_to,
+    resize_scores,
+    slide,
+)
 from mfuser_d2.core.text_query_head import HeadOutput
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -138,7 +146,11 @@ class Segmenter(nn.Module):
         return outputs
 
     def scores(self, images: Tensor) -> Tensor:
-        """Scores (N, K, H, W) of normalised images (N, 3, H, W), by windows or whole, as `inference` says."""
+        """Scores (N, K, H, W) of normalised images (N, 3, H, W), averaged over the views that `inference` names."""
+        return average_views(images, self._view_scores, scales=self.inference.scales, flip=self.inference.flip)
+
+    def _view_scores(self, images: Tensor) -> Tensor:
+        """Scores (N, K, H, W) of one view (N, 3, H, W), by windows or whole."""
         settings = self.inference
         if settings.mode == "whole":
             return self.window_scores(images)

@@ -8,7 +8,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 
-from mfuser_d2.core.backbone import PYRAMID_LEVELS, DualEncoderBackbone
+from mfuser_d2.core.backbone import DENSE_EMBEDDING, PYRAMID_LEVELS, DualEncoderBackbone
+from mfuser_d2.core.encoders.presets import vlm_config
 from mfuser_d2.core.factory import build_backbone_parts
 
 
@@ -19,6 +20,14 @@ def encoder_kwargs(node: CfgNode) -> dict[str, Any]:
 
 def _to_dict(node: CfgNode) -> dict[str, Any]:
     return {key: _to_dict(value) if isinstance(value, CfgNode) else value for key, value in node.items()}
+
+
+def text_dim(cfg: CfgNode) -> int | None:
+    """Width of the class texts that a VFM alone is mapped to; None where no text tower says it."""
+    node = cfg.MODEL.MFUSER
+    if node.ENCODERS != "vfm" or node.QUERIES != "texts":
+        return None
+    return vlm_config(node.VLM.NAME, _to_dict(node.VLM.KWARGS))["embed_dim"]
 
 
 @BACKBONE_REGISTRY.register()
@@ -32,7 +41,13 @@ class MFuserBackbone(DualEncoderBackbone, Backbone):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         node = cfg.MODEL.MFUSER
-        adapter_kwargs = {"state_dim": node.ADAPTER.STATE_DIM, "dropout": node.ADAPTER.DROPOUT}
+        adapter_kwargs = {
+            "state_dim": node.ADAPTER.STATE_DIM,
+            "dropout": node.ADAPTER.DROPOUT,
+            "num_heads": node.ADAPTER.NUM_HEADS,
+            "num_tokens": node.ADAPTER.NUM_TOKENS,
+            "num_points": node.ADAPTER.NUM_POINTS,
+        }
         return build_backbone_parts(
             vfm=encoder_kwargs(node.VFM),
             vlm=encoder_kwargs(node.VLM),
@@ -42,6 +57,9 @@ class MFuserBackbone(DualEncoderBackbone, Backbone):
             adapter=node.ADAPTER.NAME,
             adapter_kwargs=adapter_kwargs,
             project_vfm=node.ADAPTER.PROJECT_VFM,
+            encoders=node.ENCODERS,
+            joint_features=node.ALIGN_LOSS.FEATURES,
+            joint_dim=text_dim(cfg),
             tap_layers=node.TAP_LAYERS,
             pixel_mean=cfg.MODEL.PIXEL_MEAN,
             pixel_std=cfg.MODEL.PIXEL_STD,
@@ -49,7 +67,8 @@ class MFuserBackbone(DualEncoderBackbone, Backbone):
         )
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride (in pixels, to the nearest integer) of the pyramid's maps."""
-        patch, dim = self.encoder.vlm.patch_size[0], self.pyramid.dim
+        """Channels and stride (in pixels, to the nearest integer) of the pyramid's maps and of the dense embedding."""
+        patch, dim = self.encoder.patch_size[0], self.pyramid.dim
         strides = (patch / 4, patch / 2, patch, patch * 2)
-        return {name: ShapeSpec(channels=dim, stride=round(stride)) for name, stride in zip(PYRAMID_LEVELS, strides)}
+        shapes = {name: ShapeSpec(channels=dim, stride=round(stride)) for name, stride in zip(PYRAMID_LEVELS, strides)}
+        return {**shapes, DENSE_EMBEDDING: ShapeSpec(channels=self.encoder.joint_dim, stride=patch)}

@@ -37,8 +37,12 @@ def add_mfuser_config(cfg: CfgNode) -> None:
 
 
 def _add_encoder_config(node: CfgNode) -> None:
-    # Vision foundation model: "dinov2_vit{s,b,l,g}14" (also with "_reg"), any timm ViT by its timm name, the vision
-    # half of a vision-language model as "clip:<open_clip name>", or "tiny_vfm".
+    # Which encoders see the image: "both", or "vfm" or "vlm" alone. With "vfm" the VLM gives its text tower only, and
+    # a learned linear map takes the VFM's features into its space.
+    node.ENCODERS = "both"
+    # Vision foundation model: "dinov2_vit{s,b,l,g}14" (also with "_reg"), "dinov3_vit{s,sp,b,l,hp,7b}16",
+    # "pe_spatial_{t,s,b,l,g}", any timm ViT by its timm name, the vision half of a vision-language model as
+    # "clip:<open_clip name>", or "tiny_vfm".
     node.VFM = CfgNode()
     node.VFM.NAME = "dinov2_vitl14"
     # A local file in its publisher's own format, a hub id ("hf-hub:..."), or "" for random weights, which are then
@@ -47,15 +51,17 @@ def _add_encoder_config(node: CfgNode) -> None:
     # Further keyword arguments of the encoder's builder, as the builder spells them.
     node.VFM.KWARGS = CfgNode(new_allowed=True)
 
-    # Vision-language model: an open_clip name ("EVA02-L-14-336", "ViT-L-14-336-quickgelu", "ViT-L-16-SigLIP-384", ...)
-    # or "tiny_clip", "tiny_eva02", "tiny_siglip". Its text tower encodes the class names.
+    # Vision-language model: an open_clip name ("EVA02-L-14-336", "ViT-L-14-336-quickgelu", "ViT-L-16-SigLIP-384",
+    # "ViT-L-16-SigLIP2-384", "PE-Core-L-14-336", ...) or "tiny_clip", "tiny_eva02", "tiny_siglip". Its text tower
+    # encodes the class names. "vfm:<VFM name>" puts a second VFM in its place; queries then have to be learned.
     node.VLM = CfgNode()
     node.VLM.NAME = "EVA02-L-14-336"
     # As VFM.WEIGHTS.
     node.VLM.WEIGHTS = ""
     # As VFM.KWARGS; nested changes to open_clip's config.
     node.VLM.KWARGS = CfgNode(new_allowed=True)
-    # SigLIP's sentencepiece file, needed for class names other than the 19 of Cityscapes. "" = the committed table.
+    # SigLIP's sentencepiece file, needed for class names other than the 19 of Cityscapes and for prompt templates;
+    # SigLIP2 always needs its own (Gemma's). "" = the committed table.
     node.VLM.TOKENIZER = ""
 
     # Edge of a patch in pixels, for both encoders; 0 = each encoder's own. Patch kernels are resampled to it. The
@@ -71,10 +77,18 @@ def _add_encoder_config(node: CfgNode) -> None:
     node.TAP_LAYERS = [7, 11, 15, 23]
     # Learned prompt tokens between the start token and a class name (5 in the release's CLIP and SigLIP variants).
     node.PROMPT_LENGTH = 8
+    # Fixed sentences with {} in the class name's place, e.g. ["a photo of a {}."]; wants PROMPT_LENGTH 0. Several are
+    # averaged. [] = learned prompts.
+    node.PROMPT_TEMPLATES = []
+    # What the class queries start from: "texts", or "learned" for one learned vector per class and no text tower.
+    node.QUERIES = "texts"
 
 
 def _add_fusion_config(node: CfgNode) -> None:
-    # What joins the two encoders after each block: "mvfuser" or another entry of core.adapters.ADAPTERS.
+    # What corrects the two encoders after each block: "mvfuser"; "none" (frozen features joined); "vfm_only",
+    # "vlm_only", "separate_mvfuser" (MVFuser blocks that see one encoder each); "conv"; "cross_attention" (to learned
+    # tokens); "self_attention_concat"; "self_attention_separate"; "deformable". One encoder alone takes "none" or its
+    # own "_only".
     node.ADAPTER = CfgNode()
     node.ADAPTER.NAME = "mvfuser"
     # States per channel of the selective scan (N in Eq. 1).
@@ -84,9 +98,18 @@ def _add_fusion_config(node: CfgNode) -> None:
     # Project VFM tokens into the VLM's width before and back after each adapter (the release's CLIP variant). Happens
     # in any case where the widths differ.
     node.ADAPTER.PROJECT_VFM = False
+    # Heads of the attention adapters; divides the VLM's width.
+    node.ADAPTER.NUM_HEADS = 8
+    # Learned tokens of "cross_attention"; the first one stands for no correction.
+    node.ADAPTER.NUM_TOKENS = 100
+    # Places that "deformable" looks at, per head and encoder.
+    node.ADAPTER.NUM_POINTS = 4
 
     # The text refinement (Eq. 7-10).
     node.MT_ENHANCER = CfgNode()
+    # "full": attention over classes, then Mamba over [text; image; text]; "one_text_copy": over [image; text];
+    # "cross_attention" to the image in the Mamba block's place; "attention" or "mamba" alone; "none" leaves the texts.
+    node.MT_ENHANCER.KIND = "full"
     # Channels inside.
     node.MT_ENHANCER.WIDTH = 256
     # Heads of its self-attention over classes; divides WIDTH.
@@ -104,6 +127,9 @@ def _add_fusion_config(node: CfgNode) -> None:
     node.ALIGN_LOSS.WEIGHT = 1.0
     # The cosine similarities are divided by it. 0 = the model's own logit scale and bias (SigLIP).
     node.ALIGN_LOSS.TEMPERATURE = 0.07
+    # Image features that are compared with the texts, and that MTEnhancer reads: "both" encoders summed (the release)
+    # or the "vlm"'s own, after the adapters.
+    node.ALIGN_LOSS.FEATURES = "both"
 
 
 def _add_inference_config(node: CfgNode) -> None:
@@ -116,6 +142,10 @@ def _add_inference_config(node: CfgNode) -> None:
     node.INFERENCE.STRIDE = [341, 341]
     # Windows that go through the network at a time. Changes memory and speed, not the result.
     node.INFERENCE.BATCH = 4
+    # Test-time augmentation: every image is seen at these factors of its size, and the scores averaged. [1.0] = off.
+    node.INFERENCE.SCALES = [1.0]
+    # Test-time augmentation: see every image mirrored as well.
+    node.INFERENCE.FLIP = False
     # Softmax over the classes of the result, as the release ends with; probabilities change, the argmax does not.
     node.INFERENCE.FINAL_SOFTMAX = False
 
@@ -187,6 +217,10 @@ def _add_solver_config(node: CfgNode) -> None:
     node.NO_DECAY = "norms_embeddings"
     # CLIP_GRADIENTS is off by default. CLIP_TYPE "value" bounds every gradient's entries by CLIP_VALUE, "norm" the norm
     # of every tensor's gradient, "full_model" the norm over all of them.
+
+    # Moving average of the trained weights: average = DECAY * average + (1 - DECAY) * weights after each step, with a
+    # smaller factor in the first steps. Evaluation uses it, and model_final_ema.pth keeps it. 0 = off; 0.999 is usual.
+    node.EMA_DECAY = 0.0
 
     # Iterations between checkpoints.
     node.CHECKPOINT_PERIOD = 2000

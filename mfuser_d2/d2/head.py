@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
-from mfuser_d2.core.backbone import PYRAMID_LEVELS
+from mfuser_d2.core.backbone import DENSE_EMBEDDING, PYRAMID_LEVELS
 from mfuser_d2.core.factory import build_head_parts
 from mfuser_d2.core.text_query_head import TextQueryHead
 from mfuser_d2.d2.backbone import encoder_kwargs
@@ -50,6 +50,10 @@ class MFuserHead(TextQueryHead):
             in_dims=[input_shape[level].channels for level in PYRAMID_LEVELS],
             tokenizer=node.VLM.TOKENIZER,
             prompt_length=node.PROMPT_LENGTH,
+            prompt_templates=node.PROMPT_TEMPLATES,
+            queries=node.QUERIES,
+            joint_dim=input_shape[DENSE_EMBEDDING].channels if DENSE_EMBEDDING in input_shape else None,
+            refiner=node.MT_ENHANCER.KIND,
             refiner_kwargs={
                 "width": node.MT_ENHANCER.WIDTH,
                 "num_heads": node.MT_ENHANCER.NUM_HEADS,

@@ -51,6 +51,8 @@ class MFuser(Segmenter):
                 stride=tuple(node.INFERENCE.STRIDE),
                 batch=node.INFERENCE.BATCH,
                 final_softmax=node.INFERENCE.FINAL_SOFTMAX,
+                scales=tuple(node.INFERENCE.SCALES),
+                flip=node.INFERENCE.FLIP,
             ),
             "precision": node.PRECISION,
         }

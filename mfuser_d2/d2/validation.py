@@ -10,8 +10,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from mfuser_d2.core.adapters import ADAPTERS
+from mfuser_d2.core.dual_encoder import JOINT_FEATURES
+from mfuser_d2.core.factory import check_queries
+from mfuser_d2.core.mt_enhancer import ENHANCERS
 from mfuser_d2.core.optim import NO_DECAY_RULES
 from mfuser_d2.core.segmenter import PRECISIONS
+from mfuser_d2.core.single_encoder import check_single
 from mfuser_d2.d2.solver import CLIP_TYPES, LR_SCHEDULES
 
 
@@ -32,6 +36,9 @@ def validate_config(cfg: CfgNode) -> None:
 def _check_names(cfg: CfgNode) -> None:
     mfuser, solver = cfg.MODEL.MFUSER, cfg.SOLVER
     _one_of("MODEL.MFUSER.ADAPTER.NAME", mfuser.ADAPTER.NAME, ADAPTERS)
+    _one_of("MODEL.MFUSER.ENCODERS", mfuser.ENCODERS, ("both", "vfm", "vlm"))
+    _one_of("MODEL.MFUSER.MT_ENHANCER.KIND", mfuser.MT_ENHANCER.KIND, ENHANCERS)
+    _one_of("MODEL.MFUSER.ALIGN_LOSS.FEATURES", mfuser.ALIGN_LOSS.FEATURES, JOINT_FEATURES)
     _one_of("MODEL.MFUSER.RESAMPLE", mfuser.RESAMPLE, ("auto", "bicubic", "bilinear"))
     _one_of("MODEL.MFUSER.ALIGN_LOSS.KIND", mfuser.ALIGN_LOSS.KIND, ("softmax", "sigmoid"))
     _one_of("MODEL.MFUSER.INFERENCE.MODE", mfuser.INFERENCE.MODE, ("slide", "whole"))
@@ -110,6 +117,29 @@ def _check_network(cfg: CfgNode) -> None:
         raise ValueError("MODEL.PIXEL_MEAN and PIXEL_STD have to be three numbers each (R, G, B), PIXEL_STD positive")
 
 
+def _check_variant(cfg: CfgNode) -> None:
+    """Variants that make no sense together; the network refuses them with the same words where it has no config."""
+    mfuser = cfg.MODEL.MFUSER
+    if mfuser.ENCODERS != "both":
+        check_single(mfuser.ENCODERS, mfuser.ADAPTER.NAME, mfuser.ALIGN_LOSS.FEATURES)
+    check_queries(
+        queries=mfuser.QUERIES,
+        vlm_name=mfuser.VLM.NAME,
+        prompt_length=mfuser.PROMPT_LENGTH,
+        prompt_templates=mfuser.PROMPT_TEMPLATES,
+        temperature=mfuser.ALIGN_LOSS.TEMPERATURE,
+    )
+    for key in ("NUM_HEADS", "NUM_TOKENS", "NUM_POINTS"):
+        if mfuser.ADAPTER[key] < 1:
+            raise ValueError(f"MODEL.MFUSER.ADAPTER.{key}={mfuser.ADAPTER[key]} has to be at least 1")
+    scales = list(mfuser.INFERENCE.SCALES)
+    if not scales or min(scales) <= 0:
+        raise ValueError(
+            f"MODEL.MFUSER.INFERENCE.SCALES={scales} has to be one or more positive factors; [1.0] sees every image at "
+            "its own size only"
+        )
+
+
 def _check_solver(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
     processes = comm.get_world_size()
@@ -125,6 +155,8 @@ def _check_solver(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.BASE_LR={solver.BASE_LR} has to be positive and BASE_LR_END={solver.BASE_LR_END} within 0..BASE_LR"
         )
+    if not 0 <= solver.EMA_DECAY < 1:
+        raise ValueError(f"SOLVER.EMA_DECAY={solver.EMA_DECAY} is outside 0..1 (1 excluded); 0 switches it off")
     if solver.WARMUP_ITERS < 0 or solver.WARMUP_ITERS > solver.MAX_ITER:
         raise ValueError(
             f"SOLVER.WARMUP_ITERS={solver.WARMUP_ITERS} is not within 0..MAX_ITER={solver.MAX_ITER}: the training "
@@ -160,6 +192,7 @@ _CHECKS: tuple[Callable[[CfgNode], None], ...] = (
     _check_names,
     _check_sizes,
     _check_network,
+    _check_variant,
     _check_solver,
     _check_data_sets,
 )

@@ -16,7 +16,7 @@ MIN_TOKENS = 5
 
 SIGLIP_TABLE = Path(__file__).with_name("siglip_tokens.json")
 SIGLIP_END = 1
-"""SigLIP's end token, which is also its padding."""
+"""SigLIP's end token, which is also its padding, and SigLIP2's, which pads with 0."""
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -41,12 +41,14 @@ def tokenize_classes(names: Sequence[str], *, vocabulary: str, tokenizer_file: s
 
     Args:
         names: K class names.
-        vocabulary: "clip" (CLIP, EVA02-CLIP, PE: start, name, end, zeros) or "siglip" (name, then end tokens).
-        tokenizer_file: SigLIP's `spiece.model` or `tokenizer.json`; needed for names outside the committed table.
+        vocabulary: "clip" (CLIP, EVA02-CLIP, PE: start, name, end, zeros), "siglip" (name, then end tokens) or
+            "siglip2" (Gemma's words: name, end, zeros).
+        tokenizer_file: SigLIP's `spiece.model` or `tokenizer.json`; needed for names outside the committed table, and
+            for SigLIP2, whose `tokenizer.json` it then is, always.
     Returns:
         (K, L) int64, L = 5 or what the longest name takes.
     Raises:
-        ValueError: an empty or repeated name, or a name that the committed table lacks.
+        ValueError: an empty or repeated name, a name that the committed table lacks, or SigLIP2 without its file.
         KeyError: an unknown vocabulary.
     """
     check_class_names(names)
@@ -54,11 +56,16 @@ def tokenize_classes(names: Sequence[str], *, vocabulary: str, tokenizer_file: s
         tokenizer = SimpleTokenizer()
         rows = [[tokenizer.sot_token_id, *tokenizer.encode(name), tokenizer.eot_token_id] for name in names]
         padding = 0
-    elif vocabulary == "siglip":
+    elif vocabulary in ("siglip", "siglip2"):
+        if vocabulary == "siglip2" and not tokenizer_file:
+            raise ValueError(
+                "the committed table holds ids of SigLIP, SigLIP2 has other ones; set MODEL.MFUSER.VLM.TOKENIZER to "
+                "the tokenizer.json of huggingface.co/google/siglip2-large-patch16-384"
+            )
         rows = [[*ids, SIGLIP_END] for ids in siglip_ids(names, tokenizer_file)]
-        padding = SIGLIP_END
+        padding = SIGLIP_END if vocabulary == "siglip" else 0
     else:
-        raise KeyError(f"vocabulary {vocabulary!r} is unknown; choose from ['clip', 'siglip']")
+        raise KeyError(f"vocabulary {vocabulary!r} is unknown; choose from ['clip', 'siglip', 'siglip2']")
     length = max(MIN_TOKENS, *(len(row) for row in rows))
     return torch.tensor([row + [padding] * (length - len(row)) for row in rows])
 

@@ -36,11 +36,36 @@ def _dinov2(size: str, letter: str, registers: bool) -> TimmPreset:
     )
 
 
+def _dinov3(size: str, letter: str) -> TimmPreset:
+    # The files hold biases of q and v, which timm's plain names leave out (they are zero in the larger models).
+    suffix = "" if size == "7b" else "_qkvb"
+    file = f"dinov3_vit{letter}16_pretrain_lvd1689m-*.pth"
+    return TimmPreset(
+        f"vit_{size}_patch16_dinov3{suffix}", {}, f"{file} from the model list of github.com/facebookresearch/dinov3"
+    )
+
+
+def _pe_spatial(size: str, patch: int, pixels: int) -> TimmPreset:
+    name = f"vit_pe_spatial_{size}_patch{patch}_{pixels}"
+    return TimmPreset(name, {}, f"set MODEL.MFUSER.VFM.WEIGHTS to hf-hub:timm/{name}.fb, or to a copy of that file")
+
+
 _SIZES = {"small": "s", "base": "b", "large": "l", "giant": "g"}
 
 VFM_PRESETS: dict[str, TimmPreset] = {
     **{f"dinov2_vit{letter}14": _dinov2(size, letter, False) for size, letter in _SIZES.items()},
     **{f"dinov2_vit{letter}14_reg": _dinov2(size, letter, True) for size, letter in _SIZES.items()},
+    "dinov3_vits16": _dinov3("small", "s"),
+    "dinov3_vitsp16": _dinov3("small_plus", "splus"),
+    "dinov3_vitb16": _dinov3("base", "b"),
+    "dinov3_vitl16": _dinov3("large", "l"),
+    "dinov3_vithp16": _dinov3("huge_plus", "hplus"),
+    "dinov3_vit7b16": _dinov3("7b", "7b"),
+    "pe_spatial_t": _pe_spatial("tiny", 16, 512),
+    "pe_spatial_s": _pe_spatial("small", 16, 512),
+    "pe_spatial_b": _pe_spatial("base", 16, 512),
+    "pe_spatial_l": _pe_spatial("large", 14, 448),
+    "pe_spatial_g": _pe_spatial("gigantic", 14, 448),
     "tiny_vfm": TimmPreset(
         "vit_small_patch14_dinov2",
         {"img_size": 128, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 4, "init_values": 1.0},
@@ -91,6 +116,8 @@ VLM_SOURCES = {
     "ViT-L-14-336-quickgelu": "OpenAI's ViT-L-14-336px.pt (listed in github.com/openai/CLIP)",
     "EVA02-L-14-336": "EVA02_CLIP_L_336_psz14_s6B.pt from huggingface.co/QuanSun/EVA-CLIP",
     "ViT-L-16-SigLIP-384": "model.safetensors of huggingface.co/google/siglip-large-patch16-384",
+    "ViT-L-16-SigLIP2-384": "model.safetensors of huggingface.co/google/siglip2-large-patch16-384",
+    "PE-Core-L-14-336": "open_clip_model.safetensors of huggingface.co/timm/PE-Core-L-14-336",
 }
 
 
