@@ -24,35 +24,36 @@ except RuntimeError as error:
 from detectron2.config import CfgNode  # noqa: E402
 from detectron2.engine import default_argument_parser, launch  # noqa: E402
 
-from mfuser_d2.d2 import MFuserCheckpointer, MFuserTrainer, load_config, set_up_run, validate_config  # noqa: E402
-
-
-def read_config(args: argparse.Namespace) -> CfgNode:
-    """The validated config; what is wrong with it ends the program with one message instead of a traceback."""
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        validate_config(cfg)
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        sys.exit(f"error: {error.args[0] if error.args else error}")
-    return cfg
+from mfuser_d2.d2 import (  # noqa: E402
+    MFuserCheckpointer,
+    MFuserTrainer,
+    load_config,
+    one_line_errors,
+    set_up_run,
+    validate_config,
+)
 
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train, or evaluate with --eval-only, in one of the processes."""
     set_up_run(cfg, args)
     if args.eval_only:
-        model = MFuserTrainer.build_model(cfg)
-        MFuserCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        with one_line_errors():
+            model = MFuserTrainer.build_model(cfg)
+            MFuserCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         MFuserTrainer.test(cfg, model)
         return
-    trainer = MFuserTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    with one_line_errors():
+        trainer = MFuserTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
     trainer.train()
 
 
 if __name__ == "__main__":
     arguments = default_argument_parser().parse_args()
-    config = read_config(arguments)  # before any process is started
+    with one_line_errors():  # before any process is started
+        config = load_config(arguments.config_file, arguments.opts)
+        validate_config(config)
     launch(
         main,
         arguments.num_gpus,

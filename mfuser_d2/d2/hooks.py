@@ -1,4 +1,4 @@
-"""Training hooks: the progress line and the checkpoints that are kept."""
+"""Training hooks: the progress line, the checkpoints that are kept, and the average of the weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import sys
 from pathlib import Path
 
 import torch
+from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicCheckpointer
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
+
+from mfuser_d2.core.checkpoint import FORMAT, encoder_identity, trainable_state_dict
+from mfuser_d2.core.checkpoint_file import write_checkpoint
+from mfuser_d2.core.ema import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +87,32 @@ class LastCheckpoints(PeriodicCheckpointer):
         files = folder.glob(f"{self.file_prefix}_*.pth") if self.max_to_keep else ()
         # The names hold the iteration with leading zeros, so their order is that of the iterations.
         self.recent_checkpoints = sorted(str(file) for file in files if file.stem.rsplit("_", 1)[1].isdigit())
+
+
+class AverageWeights(HookBase):
+    """Keeps the moving average of the weights and writes it as `model_final_ema.pth` when training ends.
+
+    Args:
+        average: over the trainer's model.
+        folder: OUTPUT_DIR.
+    """
+
+    def __init__(self, average: WeightAverage, folder: str) -> None:
+        self.average = average
+        self.path = Path(folder) / "model_final_ema.pth"
+
+    def after_step(self) -> None:
+        self.average.update()
+
+    def after_train(self) -> None:
+        """Write the weights alone: training is resumed from the usual checkpoints, which hold the average as well."""
+        if not comm.is_main_process() or self.trainer.iter + 1 < self.trainer.max_iter:
+            return
+        model = self.average.model
+        with self.average.applied():
+            data = {"format": FORMAT, "model": trainable_state_dict(model), "encoders": encoder_identity(model)}
+            write_checkpoint(str(self.path), data)
+        logger.info("Saved the average of the weights as %s", self.path)
 
 
 def peak_memory() -> int:

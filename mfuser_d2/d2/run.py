@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
@@ -17,6 +20,23 @@ from mfuser_d2.core.checkpoint_file import write_text
 
 logger = logging.getLogger(__name__)
 
+_RECORD = "mfuser_d2.record"  # a logger that writes to log.txt only
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn errors in what the user gave (a key, a file, a data set) into one line on the terminal and exit code 1.
+
+    The traceback goes into log.txt, once `set_up_run` has opened it. For what happens before training; errors during it
+    keep their traceback.
+    """
+    try:
+        yield
+    except (OSError, KeyError, ValueError) as error:
+        logging.getLogger(_RECORD).debug("Where the error came from:", exc_info=True)
+        # str() of a KeyError is the message in quotes, that of an OSError holds more than its first argument.
+        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}")
+
 
 def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Prepare one process of a run.
@@ -25,13 +45,14 @@ def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     config go into log.txt only, so that the terminal begins with what the run does.
 
     Args:
-        args: of the command line; `eval_only` switches cuDNN's search for fast kernels off, which pays in training only.
+        args: of the command line; `eval_only` switches cuDNN's search for fast kernels off, which only pays in
+            training.
     """
     rank = comm.get_rank()
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     for name in ("detectron2", "fvcore", "mfuser_d2"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
-    record = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="mfuser_d2.record", configure_stdout=False)
+    record = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=_RECORD, configure_stdout=False)
     record.info("Process %d of %d, arguments %s\n%s", rank, comm.get_world_size(), vars(args), collect_env_info())
     record.info("Config:\n%s", cfg.dump())
     if comm.is_main_process():

@@ -7,6 +7,7 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,10 +25,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mfuser_d2.d2.checkpoint import MFuserCheckpointer
-from mfuser_d2.d2.hooks import LastCheckpoints, ProgressPrinter
+from mfuser_d2.d2.hooks import AverageWeights, LastCheckpoints, ProgressPrinter
 from mfuser_d2.d2.solver import build_clip, build_lr_scheduler, build_optimizer
 from mfuser_d2.d2.train_step import PrecisionTrainer, training_dtype
 from mfuser_d2.d2.validation import validate_config
+from mfuser_d2.core.ema import WeightAverage
 from mfuser_d2.data import build_test_loader, build_train_loader
 from mfuser_d2.data.mapper import test_size
 from mfuser_d2.evaluation import build_evaluator, describe_protocol, summarize, target_mean
@@ -61,6 +63,9 @@ class MFuserTrainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = MFuserCheckpointer(self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
+        if self.average is not None:
+            self.checkpointer.add_checkpointable("ema", self.average)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -117,6 +122,8 @@ class MFuserTrainer(DefaultTrainer):
         """Timer, learning rate, checkpoints, evaluation, writers: in this order after each step."""
         cfg = self.cfg
         built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if self.average is not None:
+            built.append(AverageWeights(self.average, cfg.OUTPUT_DIR))
         if comm.is_main_process():
             kept = cfg.SOLVER.CHECKPOINTS_KEPT
             built.append(LastCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=kept))

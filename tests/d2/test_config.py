@@ -88,6 +88,11 @@ def test_odd_number_of_options_is_refused():
         load_config("", ["SOLVER.MAX_ITER"])
 
 
+def test_flag_behind_the_options_is_refused():
+    with pytest.raises(ValueError, match="--resume came after the KEY VALUE pairs"):
+        load_config("", ["SOLVER.MAX_ITER", "3", "--resume"])
+
+
 def test_wrong_type_is_refused():
     with pytest.raises(ValueError, match="MAX_ITER|Type mismatch"):
         load_config("", ["SOLVER.MAX_ITER", "many"])
