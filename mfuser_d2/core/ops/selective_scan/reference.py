@@ -29,23 +29,24 @@ def scan_reference(
     if delta_softplus:
         steps = F.softplus(steps)
     inputs = u.to(state_dtype)
-    in_map, out_map = (_per_channel(m.to(state_dtype), inputs) for m in (B, C))  # (B | 1, D, N, L | 1) each
-    decay = torch.exp(steps[..., None] * A.to(state_dtype)[None, :, None, :])  # (B, D, L, N)
-    drive = (steps * inputs)[..., None] * in_map.transpose(2, 3)  # (B, D, L, N)
-    out_map = out_map.expand(-1, -1, -1, inputs.shape[-1])
-    state = torch.zeros_like(decay[:, :, 0])
+    groups = next((m.shape[1] for m in (B, C) if m.dim() == 4), 1)
+    in_map, out_map = (_by_group(m.to(state_dtype), groups) for m in (B, C))  # (B | 1, G, D/G | 1, L | 1, N) each
+    decay = torch.exp(steps[..., None] * A.to(state_dtype)[:, None, :]).unflatten(1, (groups, -1))
+    drive = (steps * inputs)[..., None].unflatten(1, (groups, -1)) * in_map  # (B, G, D/G, L, N)
+    out_map = out_map.expand(-1, -1, -1, inputs.shape[-1], -1)
+    state = torch.zeros_like(decay[:, :, :, 0])
     outputs = []
     for t in range(inputs.shape[-1]):
-        state = decay[:, :, t] * state + drive[:, :, t]
-        outputs.append((state * out_map[..., t]).sum(-1))
-    y = torch.stack(outputs, dim=-1)  # (B, D, L)
+        state = decay[:, :, :, t] * state + drive[:, :, :, t]
+        outputs.append((state * out_map[:, :, :, t]).sum(-1))
+    y = torch.stack(outputs, dim=-1).flatten(1, 2)  # (B, D, L)
     if D is not None:
         y = y + D.to(state_dtype)[:, None] * inputs
-    return y.to(u.dtype), state
+    return y.to(u.dtype), state.flatten(1, 2)
 
 
-def _per_channel(matrix: Tensor, inputs: Tensor) -> Tensor:
-    """(D, N) or (B, G, N, L) as (1, D, N, 1) or (B, D, N, L)."""
+def _by_group(matrix: Tensor, groups: int) -> Tensor:
+    """(D, N) as (1, G, D/G, 1, N), or (B, G, N, L) as (B, G, 1, L, N)."""
     if matrix.dim() == 2:
-        return matrix[None, :, :, None]
-    return matrix.repeat_interleave(inputs.shape[1] // matrix.shape[1], dim=1)
+        return matrix.unflatten(0, (groups, -1))[None, :, :, None]
+    return matrix.transpose(2, 3)[:, :, None]
