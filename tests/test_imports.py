@@ -23,6 +23,7 @@ CORE_ORDER = [
     {"criterion", "inference"},
     {"segmenter"},
     {"factory", "checkpoint", "official"},
+    {"ema"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(CORE_ORDER) for room in rooms}
 

@@ -24,12 +24,12 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mfuser_d2.core.ema import WeightAverage
 from mfuser_d2.d2.checkpoint import MFuserCheckpointer
 from mfuser_d2.d2.hooks import AverageWeights, LastCheckpoints, ProgressPrinter
 from mfuser_d2.d2.solver import build_clip, build_lr_scheduler, build_optimizer
 from mfuser_d2.d2.train_step import PrecisionTrainer, training_dtype
 from mfuser_d2.d2.validation import validate_config
-from mfuser_d2.core.ema import WeightAverage
 from mfuser_d2.data import build_test_loader, build_train_loader
 from mfuser_d2.data.mapper import test_size
 from mfuser_d2.evaluation import build_evaluator, describe_protocol, summarize, target_mean
@@ -145,9 +145,11 @@ class MFuserTrainer(DefaultTrainer):
 
     def _test_now(self) -> Mapping[str, Any]:
         done = min(self.iter + 1, self.max_iter)
-        self._last_eval_results = self.test(
-            self.cfg, self.model, weights=f"{self.cfg.OUTPUT_DIR} after {done} iterations"
-        )
+        weights = f"{self.cfg.OUTPUT_DIR} after {done} iterations"
+        if self.average is not None:
+            weights += ", averaged"
+        with nullcontext() if self.average is None else self.average.applied():
+            self._last_eval_results = self.test(self.cfg, self.model, weights=weights)
         # What is not known (a class without ground truth) is left out: NaN is no JSON.
         return {name: value for name, value in flatten_results_dict(self._last_eval_results).items() if value == value}
 
