@@ -1,0 +1,156 @@
+"""What the benchmarks share: timing, memory, the machine, cost exponents and plots."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import logging
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+MMAP_THRESHOLD = -3
+"""glibc's mallopt parameter M_MMAP_THRESHOLD."""
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that every benchmark has."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--repeats", type=int, default=5, help="calls a case; the best and the median are reported")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw time over length (needs matplotlib)")
+
+
+def emit(row: dict[str, object]) -> dict[str, object]:
+    """Prints a case as one JSON line."""
+    print(json.dumps({key: round(v, 9) if isinstance(v, float) else v for key, v in row.items()}), flush=True)
+    return row
+
+
+def describe_machine(device: str) -> dict[str, object]:
+    """The row that stands before all others."""
+    return {
+        "benchmark": "machine",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "has_gpu": torch.cuda.is_available(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def time_calls(call: Callable[[], object], repeats: int, device: str, warm_up: bool = True) -> dict[str, object]:
+    """Best and median wall seconds of `call`, its least CPU seconds over all threads, and the machine's load after it.
+
+    On a busy machine compare CPU seconds, on one thread (waiting threads of OpenMP spin, which counts).
+    """
+    seconds, cpu_seconds = [], []
+    for index in range(repeats + warm_up):
+        gc.collect()
+        _wait(device)
+        start, cpu_start = time.perf_counter(), time.process_time()
+        call()
+        _wait(device)
+        if index >= warm_up:
+            seconds.append(time.perf_counter() - start)
+            cpu_seconds.append(time.process_time() - cpu_start)
+    seconds.sort()
+    return {
+        "seconds": seconds[0],
+        "median_seconds": seconds[len(seconds) // 2],
+        "cpu_seconds": min(cpu_seconds),
+        "repeats": repeats,
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def prepare_memory_measurement() -> None:
+    """Makes glibc hand freed blocks back to the system, so that resident memory shows what is in use. Slows timing."""
+    try:
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 16)
+    except (OSError, AttributeError):
+        logger.warning("no mallopt here: memory on the CPU is underestimated")
+
+
+def peak_extra_bytes(call: Callable[[], object], device: str) -> int | None:
+    """Highest memory in use during `call` beyond that before it, outputs and gradients included; None if unknown."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from here
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    call()
+    return max(_status("VmHWM") - before, 0)
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
+
+def cost_exponent(rows: Iterable[dict], key: str, shortest: int, longest: int) -> float | None:
+    """Slope of log(cost) over log(row[key]) by least squares; None with fewer than three lengths in the range.
+
+    Cost is CPU seconds on the CPU, wall seconds on a GPU.
+    """
+    cost = {True: "seconds", False: "cpu_seconds"}
+    points = [
+        (math.log(r[key]), math.log(r[cost[r["device"].startswith("cuda")]]))
+        for r in rows
+        if shortest <= r[key] <= longest
+    ]
+    if len(points) < 3:
+        return None
+    mean_x, mean_y = (sum(values) / len(points) for values in zip(*points))
+    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+
+
+def draw(rows: Iterable[dict], key: str, label: str, path: Path) -> None:
+    """Time over length, a panel a direction and a line for each value of `label`, on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = list(rows)
+    directions = list(dict.fromkeys(row["direction"] for row in rows))
+    figure, panels = pyplot.subplots(1, len(directions), figsize=(6 * len(directions), 4.5), squeeze=False)
+    for panel, direction in zip(panels[0], directions):
+        for name in dict.fromkeys(row[label] for row in rows):
+            points = sorted((r[key], r["seconds"]) for r in rows if (r[label], r["direction"]) == (name, direction))
+            if points:
+                panel.loglog(*zip(*points), marker="o", label=name)
+        panel.set(title=direction.replace("_", " + "), xlabel=key, ylabel="seconds")
+        panel.grid(alpha=0.3, which="both")
+        panel.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
