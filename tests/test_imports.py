@@ -19,6 +19,7 @@ CORE_ORDER = [
     {"single_encoder"},
     {"backbone"},
     {"pixel_decoder", "transformer_decoder"},
+    {"new_classes"},
     {"text_query_head"},
     {"criterion", "inference"},
     {"segmenter"},

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mfuser_d2.core.backbone import DENSE_EMBEDDING, GLOBAL_EMBEDDING, PYRAMID_LEVELS
 from mfuser_d2.core.encoders.text import PromptedTextEncoder
 from mfuser_d2.core.mt_enhancer import TextRefiner
+from mfuser_d2.core.new_classes import ClassLookup, adopt_classes
 from mfuser_d2.core.ops.grid import map_to_tokens
 from mfuser_d2.core.pixel_decoder import PixelDecoder
 from mfuser_d2.core.transformer_decoder import TransformerDecoder
@@ -59,7 +60,22 @@ class TextQueryHead(nn.Module):
         self.transformer_decoder = transformer_decoder
         self.alignment_scale = alignment_scale
         self.alignment_bias = alignment_bias
+        self.class_lookup: ClassLookup | None = None
         self._cached_texts: Tensor | None = None
+
+    def set_classes(self, class_tokens: Tensor) -> ClassLookup:
+        """Predict other classes from now on, without training; see `new_classes` for what stands in for what.
+
+        Args:
+            class_tokens: (K', L) token ids of the new names.
+        Returns:
+            for each new class the trained one that it is nearest to.
+        Raises:
+            ValueError: two names are the same tokens, a name is too long, or the queries are learned without texts.
+        """
+        self.class_lookup = adopt_classes(self, class_tokens)
+        self._cached_texts = None
+        return self.class_lookup
 
     @property
     def num_classes(self) -> int:
@@ -96,6 +112,8 @@ class TextQueryHead(nn.Module):
         similarity = torch.einsum("nehw,nke->nkhw", F.normalize(dense, dim=1), F.normalize(texts, dim=2))
         mask_features, memories = self.pixel_decoder([features[level] for level in PYRAMID_LEVELS], texts)
         class_logits, mask_logits = self.transformer_decoder(memories, mask_features, texts, last_only=last_only)
+        if self.class_lookup is not None:
+            class_logits = self.class_lookup(class_logits)
         return HeadOutput(class_logits, mask_logits, similarity * self.alignment_scale + self.alignment_bias)
 
     def refined_texts(self, features: dict[str, Tensor]) -> Tensor:

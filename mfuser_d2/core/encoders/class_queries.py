@@ -42,7 +42,19 @@ class TemplateTextEncoder(nn.Module):
         tower.set_length(sentence_tokens.shape[1])
         self.tower = tower
         self.num_classes = num_classes
+        self.num_templates = len(sentence_tokens) // num_classes
         self.register_buffer("sentence_tokens", sentence_tokens, persistent=False)
+
+    @property
+    def class_tokens(self) -> Tensor:
+        """Token ids of all sentences, (templates * K, L)."""
+        return self.sentence_tokens
+
+    def set_class_tokens(self, class_tokens: Tensor) -> None:
+        """Speak of other classes from now on: (templates * K, L) ids of the same templates with other names."""
+        self.tower.ensure_length(class_tokens.shape[1])
+        self.sentence_tokens = class_tokens.to(self.sentence_tokens.device)
+        self.num_classes = len(class_tokens) // self.num_templates
 
     @property
     def joint_dim(self) -> int:

@@ -28,6 +28,8 @@ class TextTower(FrozenModule):
         self.width = model.token_embedding.embedding_dim
         self.joint_dim = model.output_dim
         self.max_length = model.positional_embedding.shape[0]
+        # In a tuple, so that it is neither parameter nor buffer: checkpoints hold the rows in use.
+        self._whole = (model.positional_embedding.detach(), model.attn_mask)
         self.freeze()
 
     def set_length(self, length: int) -> None:
@@ -45,6 +47,28 @@ class TextTower(FrozenModule):
         model.positional_embedding = nn.Parameter(model.positional_embedding[:length].clone(), requires_grad=False)
         if model.attn_mask is not None:
             model.attn_mask = model.attn_mask[:length, :length].clone()
+        self.max_length = length
+
+    def ensure_length(self, length: int) -> None:
+        """Take back what `set_length` cut off, for class names that are longer than those trained on.
+
+        Raises:
+            ValueError: the model has no such position, or its weights are random and no checkpoint holds those rows.
+        """
+        if length <= self.max_length:
+            return
+        model, (positions, mask) = self.model, self._whole
+        if length > len(positions) or getattr(self, "has_random_weights", False):
+            raise ValueError(
+                f"prompt and class name take {length} tokens, the text encoder has {self.max_length} positions"
+                + (" (its weights are random, so there are no others)" if length <= len(positions) else "")
+                + "; use shorter class names"
+            )
+        used = model.positional_embedding
+        added = positions[self.max_length : length].to(used)
+        model.positional_embedding = nn.Parameter(torch.cat([used, added]), requires_grad=False)
+        if mask is not None:
+            model.attn_mask = mask[:length, :length].to(model.attn_mask)
         self.max_length = length
 
     def forward(self, embeddings: Tensor, end: Tensor) -> Tensor:
@@ -106,6 +130,7 @@ class PromptedTextEncoder(nn.Module):
                 f"token id {int(class_tokens.max())} is outside the text encoder's vocabulary of {vocabulary}; "
                 "the class names were tokenized for another encoder"
             )
+        self.tower.ensure_length(class_tokens.shape[1] + self.prompt_length)
         self.class_tokens = class_tokens.to(self.class_tokens.device)
 
     @property
