@@ -32,7 +32,7 @@ EXTRAS_REQUIRE = {
     "detectron2": [DETECTRON2, "setuptools<81"],
     "cuda": ["mamba_ssm>=2.2", "causal_conv1d>=1.4"],
     "dev": [
-        "pytest>=8",
+        "pytest>=8.4",
         "pytest-xdist>=3.5",
         "hypothesis>=6.100",
         "ruff>=0.6",
