@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from mfuser_d2.data.mapper import TestMapper, TrainMapper
+from mfuser_d2.data.reading import calm_opencv
 from mfuser_d2.data.sampler import Draw, DrawSampler, RareClasses
 from mfuser_d2.data.statistics import class_counts
 
@@ -63,6 +64,7 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
     """
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; name at least one data set to train on")
+    calm_opencv()
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     sources = [DatasetCatalog.get(name) for name in cfg.DATASETS.TRAIN]
     mapper = TrainMapper(cfg, seed=seed)
@@ -89,6 +91,7 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """A loader over one data set in order, one image a batch, scaled to its test size, split over the processes."""
+    calm_opencv()
     return build_detection_test_loader(
         DatasetCatalog.get(dataset_name),
         mapper=TestMapper(cfg, dataset_name),

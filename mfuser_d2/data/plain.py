@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mfuser_d2.data.augmentation import Size, augment, fit_within, item_rng, resize_image
 from mfuser_d2.data.layouts import list_pairs
-from mfuser_d2.data.reading import read_pair
+from mfuser_d2.data.reading import calm_opencv, read_pair
 from mfuser_d2.data.sampler import Draw, DrawSampler
 
 Item = dict[str, Any]
@@ -66,6 +66,7 @@ class TrainItems(Dataset[Item]):
 
 def train_loader(items: TrainItems, *, batch_size: int, num_workers: int = 0) -> DataLoader[list[Item]]:
     """An endless loader of lists of items; the items follow from their seed, not from the number of workers."""
+    calm_opencv()
     sampler = DrawSampler(sizes=[len(items)], seed=items.seed)
     return DataLoader(items, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=list)
 

@@ -23,6 +23,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from mfuser_d2.data.reading import calm_opencv
+
 logger = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_PROBLEMS, EXIT_LOCKED, EXIT_INTERRUPTED = 0, 1, 3, 130
@@ -72,6 +74,7 @@ class Report:
                 return
             method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
             context = multiprocessing.get_context(method)
+            calm_opencv()
             pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=_start_worker)
             try:
                 chunk = max(1, min(16, len(items) // (8 * self.jobs)))
@@ -86,7 +89,6 @@ class Report:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    cv2.setNumThreads(1)
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:

@@ -13,6 +13,15 @@ PathLike = str | os.PathLike[str]
 _TAIL = 4096  # bytes at the end of a file in which its closing mark has to be
 
 
+def calm_opencv() -> None:
+    """Take OpenCV's threads away from this process. Call it before forking workers that use OpenCV.
+
+    A forked child inherits the pool but not its threads, and would wait for them for ever; and one thread for each
+    worker is what a loader wants anyway.
+    """
+    cv2.setNumThreads(0)
+
+
 def _read(path: PathLike, flags: int, kind: str) -> np.ndarray:
     try:
         content = np.fromfile(path, np.uint8)
