@@ -14,6 +14,7 @@ from mfuser_d2.core.ops.selective_scan.checks import check_inputs
 from mfuser_d2.core.ops.selective_scan.chunked import scan_chunked
 from mfuser_d2.core.ops.selective_scan.cpu import cpu_obstacle, scan_cpu
 from mfuser_d2.core.ops.selective_scan.mamba import mamba_obstacle, scan_mamba
+from mfuser_d2.core.ops.selective_scan.parallel import scan_parallel
 from mfuser_d2.core.ops.selective_scan.reference import scan_reference
 from mfuser_d2.core.ops.selective_scan.triton_backend import scan_obstacle, scan_triton
 
@@ -32,6 +33,7 @@ BACKENDS: dict[str, tuple[ScanFunction, Reason]] = {
     "triton": (scan_triton, scan_obstacle),
     "cpu": (scan_cpu, cpu_obstacle),
     "torch": (scan_chunked, _always),
+    "parallel": (scan_parallel, _always),
     "reference": (scan_reference, _always),
 }
 """Fastest first: the scan, and a function of (u, A, B, C) that says why it cannot run, or None."""
@@ -85,7 +87,7 @@ def selective_scan(
 
 @contextmanager
 def scan_backend(name: str) -> Iterator[None]:
-    """Makes `backend="auto"` mean `name` inside the block: "torch" exports a model as plain operators."""
+    """Makes `backend="auto"` mean `name` inside the block: "parallel" exports a model as few plain operators."""
     if name not in BACKENDS:
         raise KeyError(_unknown(name))
     _forced.append(name)
