@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from mfuser_d2.core.ops import selective_scan
 from mfuser_d2.core.ops.selective_scan import available_backends, interface, scan_backend
+from mfuser_d2.core.ops.selective_scan.doubling import scan_doubling
 from mfuser_d2.core.ops.selective_scan.interface import BACKENDS
 
 FAST = [name for name in BACKENDS if name != "reference"]
@@ -193,7 +194,7 @@ def test_torch_backend_never_holds_all_states():
             )
             return out
 
-    case = make_case(2, 64, 16, 3000)
+    case = make_case(2, 256, 16, 400)
     with Watch():
         run(case, "torch")[0].sum().backward()
     assert max(sizes) < case["u"].numel() * 16 / 4
@@ -268,3 +269,55 @@ def test_autocast_leaves_the_state_alone():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = run(case, "torch")[0]
     assert torch.equal(plain, mixed)
+
+
+class Scan(torch.nn.Module):
+    """A scan of (N, T, C) tokens whose step sizes are learned, to be compiled and exported."""
+
+    def __init__(self):
+        super().__init__()
+        self.A = torch.nn.Parameter(-torch.rand(6, 3))
+        self.bias = torch.nn.Parameter(torch.randn(6))
+
+    def forward(self, tokens, maps):
+        x = tokens.transpose(1, 2)
+        return selective_scan(x, x, self.A, maps, maps, delta_bias=self.bias, delta_softplus=True)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_export_keeps_the_numbers(backend):
+    module, inputs = Scan(), (torch.randn(2, 37, 6), torch.randn(2, 3, 37))
+    runnable(backend, make_case())
+    with scan_backend(backend):
+        program = torch.export.export(module, inputs)
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert any("mfuser_d2" in name for name in names) == (backend == "cpu")
+    torch.testing.assert_close(program.module()(*inputs), module(*inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("b", "c"), PAIRS)
+@pytest.mark.parametrize("length", [1, 2, 37])
+def test_doubling_is_the_same_scan(b, c, length):
+    sizes = [MAPS[kind] if kind == "fixed" else (*MAPS[kind][:-1], length) for kind in (b, c)]
+    case = make_case(2, 6, 3, length, *sizes, dtype=torch.float64)
+    B, C = (case[name].unsqueeze(1) if case[name].dim() == 3 else case[name] for name in "BC")
+    arguments = (case["u"], case["delta"], case["A"], B, C, case["D"], case["delta_bias"], True)
+    for got, wanted in zip(scan_doubling(*arguments), BACKENDS["reference"][0](*arguments)):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_compiled_kernel_is_a_whole_graph():
+    module, inputs = Scan(), (torch.randn(2, 37, 6), torch.randn(2, 3, 37))
+    runnable("cpu", make_case())
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    wanted = torch.autograd.grad(module(*inputs).sum(), list(module.parameters()))
+    for got, target in zip(torch.autograd.grad(compiled(*inputs).sum(), list(module.parameters())), wanted):
+        torch.testing.assert_close(got, target)
+
+
+def test_compiled_kernel_is_a_proper_operator():
+    case = make_case()
+    runnable("cpu", case)
+    maps = [case[name].detach().unsqueeze(1).requires_grad_() for name in "BC"]
+    arguments = (case["u"], case["delta"], case["A"], *maps, case["D"], case["delta_bias"], True, True)
+    torch.library.opcheck(torch.ops.mfuser_d2.scan_forward, arguments)
