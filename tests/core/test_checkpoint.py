@@ -41,6 +41,12 @@ def trained_state(network: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in network.state_dict().items()}
 
 
+def assert_equal_states(expected: torch.nn.Module, got: torch.nn.Module) -> None:
+    state = got.state_dict()
+    for key, value in expected.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
 def test_trainable_keys_take_batch_statistics_and_leave_frozen_buffers():
     keys = trainable_keys(Network())
     assert "prompt" in keys and "head.0.weight" in keys
@@ -71,8 +77,7 @@ def test_round_trip_brings_trained_part_and_random_encoder():
     source, target = Network(seed=1), Network(seed=2)
     target.vlm.proj.weight.data.normal_()
     load_trainable(target, trainable_state_dict(source), encoder_identity(source))
-    for key, value in source.state_dict().items():
-        assert torch.equal(value, target.state_dict()[key]), key
+    assert_equal_states(source, target)
 
 
 def test_other_encoder_weights_are_refused_and_nothing_is_loaded():

@@ -15,6 +15,12 @@ def rows(cfg) -> list[dict]:
     return [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
 
 
+def assert_equal_states(expected: torch.nn.Module, got: torch.nn.Module) -> None:
+    state = got.state_dict()
+    for key, value in expected.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
 def test_training_learns_saves_evaluates_and_reports(toy_cfg, toy_trainer_class):
     toy_cfg.SOLVER.MAX_ITER = 60
     toy_cfg.SOLVER.CHECKPOINT_PERIOD = 25
@@ -62,8 +68,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(toy_cfg, toy_
     again.resume_or_load(resume=True)
     assert again.start_iter == 3
     again.train()
-    for key, value in whole.model.state_dict().items():
-        assert torch.equal(value, again.model.state_dict()[key]), key
+    assert_equal_states(whole.model, again.model)
 
 
 def test_only_the_newest_periodic_checkpoints_stay_also_after_resuming(toy_cfg, toy_trainer_class):
@@ -134,10 +139,16 @@ def test_full_model_clipping_bounds_the_update(toy_cfg, toy_trainer_class):
     assert rows(toy_cfg)[0]["grad_norm"] > 1e-2
 
 
-def test_targets_are_evaluated_into_their_own_folders(toy_cfg):
-    folders = [MFuserTrainer.build_evaluator(toy_cfg, name).output_dir for name in toy_cfg.DATASETS.TEST]
-    assert [folder.name for folder in folders] == list(toy_cfg.DATASETS.TEST)
-    assert all(folder.parent == Path(toy_cfg.OUTPUT_DIR) / "inference" for folder in folders)
+def test_evaluator_gets_the_run_folder_and_the_switches_of_the_config(toy_cfg, monkeypatch: pytest.MonkeyPatch):
+    from mfuser_d2.d2 import trainer
+
+    calls = []
+    monkeypatch.setattr(trainer, "build_evaluator", lambda *args, **options: calls.append((args, options)))
+    toy_cfg.TEST.MFUSER.ABSENT_CLASS = "zero"
+    for name in toy_cfg.DATASETS.TEST:
+        MFuserTrainer.build_evaluator(toy_cfg, name)
+    assert [args for args, _ in calls] == [(name, toy_cfg.OUTPUT_DIR) for name in toy_cfg.DATASETS.TEST]
+    assert all(options["absent_class"] == "zero" for _, options in calls)
 
 
 def test_source_is_another_split_of_a_training_set(toy_cfg):

@@ -56,6 +56,12 @@ def train(cfg, *, resume: bool = False) -> MFuserTrainer:
     return trainer
 
 
+def assert_equal_states(expected: torch.nn.Module, got: torch.nn.Module) -> None:
+    state = got.state_dict()
+    for key, value in expected.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variant_trains_saves_evaluates_and_gives_the_same_table_again(variant: str, streets: Path, tmp_path: Path):
     cfg = configured(variant, tmp_path / "run")
@@ -71,8 +77,7 @@ def test_variant_trains_saves_evaluates_and_gives_the_same_table_again(variant: 
     again = configured(variant, tmp_path / "again")
     model = MFuserTrainer.build_model(again)
     MFuserCheckpointer(model, again.OUTPUT_DIR).load(str(tmp_path / "run" / "model_final.pth"), [])
-    for key, value in trainer.model.state_dict().items():
-        assert torch.equal(value, model.state_dict()[key]), key
+    assert_equal_states(trainer.model, model)
     results = MFuserTrainer.test(again, model)
     for name in cfg.DATASETS.TEST:
         assert results[name]["sem_seg"]["mIoU"] == table["results"][name]["mIoU"]
@@ -97,8 +102,7 @@ def test_run_cut_off_and_resumed_ends_bit_equal(streets: Path, tmp_path: Path):
     assert (tmp_path / "cut" / "last_checkpoint").read_text() == "model_0000001.pth"
     resumed = train(cfg, resume=True)
     assert resumed.start_iter == 2
-    for key, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[key]), key
+    assert_equal_states(whole.model, resumed.model)
 
 
 def test_frozen_encoders_do_not_move_and_everything_trained_does(streets: Path, tmp_path: Path):
