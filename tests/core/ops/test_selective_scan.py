@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from mfuser_d2.core.ops import selective_scan
 from mfuser_d2.core.ops.selective_scan import available_backends, interface, scan_backend
-from mfuser_d2.core.ops.selective_scan.doubling import scan_doubling
 from mfuser_d2.core.ops.selective_scan.interface import BACKENDS
 
 FAST = [name for name in BACKENDS if name != "reference"]
@@ -293,17 +292,6 @@ def test_export_keeps_the_numbers(backend):
     names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert any("mfuser_d2" in name for name in names) == (backend == "cpu")
     torch.testing.assert_close(program.module()(*inputs), module(*inputs), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("b", "c"), PAIRS)
-@pytest.mark.parametrize("length", [1, 2, 37])
-def test_doubling_is_the_same_scan(b, c, length):
-    sizes = [MAPS[kind] if kind == "fixed" else (*MAPS[kind][:-1], length) for kind in (b, c)]
-    case = make_case(2, 6, 3, length, *sizes, dtype=torch.float64)
-    B, C = (case[name].unsqueeze(1) if case[name].dim() == 3 else case[name] for name in "BC")
-    arguments = (case["u"], case["delta"], case["A"], B, C, case["D"], case["delta_bias"], True)
-    for got, wanted in zip(scan_doubling(*arguments), BACKENDS["reference"][0](*arguments)):
-        torch.testing.assert_close(got, wanted)
 
 
 def test_compiled_kernel_is_a_whole_graph():

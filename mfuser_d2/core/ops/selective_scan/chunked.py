@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mfuser_d2.core.ops.selective_scan.doubling import scan_doubling
+from mfuser_d2.core.ops.selective_scan.parallel import scan_parallel
 
 CHUNK_ELEMENTS = 1 << 19
 """States worked on at once: two such buffers stay in the outer caches of a CPU."""
@@ -31,10 +31,10 @@ def scan_chunked(
 
     Memory beyond inputs and outputs: one chunk of states, and for the backward the states between chunks; the states
     within a chunk are computed a second time there. Decays are multiplied, never divided by, so long ones stay finite.
-    While a model is exported, `scan_doubling` takes over.
+    While a model is exported, `scan_parallel` takes over.
     """
     if _is_exporting():
-        return scan_doubling(u, delta, A, B, C, D, delta_bias, delta_softplus)
+        return scan_parallel(u, delta, A, B, C, D, delta_bias, delta_softplus)
     return _ChunkedScan.apply(u, delta, A, B, C, D, delta_bias, delta_softplus)
 
 
