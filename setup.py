@@ -25,7 +25,7 @@ INSTALL_REQUIRES = [
     "open_clip_torch>=3.0,<4",
     "safetensors>=0.4.5",
     "opencv-python>=4.5,<5",
-    "pillow>=9.5",
+    "pillow>=10.1",
     "matplotlib>=3.7",
 ]
 EXTRAS_REQUIRE = {
