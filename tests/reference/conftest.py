@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -248,23 +249,21 @@ class Replay:
     The release also draws (1, P, 2) for each image before every prediction's loss, which matter to nothing.
 
     Args:
-        numbers: the recorded stream of uniform numbers.
-        shapes: of the release's draws, in their order.
-        batch_size: draws of the assigner per prediction.
+        draws: the release's draws, in their order.
+        batch_size: useless draws per prediction.
     """
 
-    def __init__(self, numbers: Tensor, shapes: Sequence[Sequence[int]], batch_size: int) -> None:
-        self._draws = self._cut(numbers, shapes)
+    def __init__(self, draws: Iterable[Tensor], batch_size: int) -> None:
+        self._draws = iter(draws)
         self._batch_size = batch_size
         self._calls = 0
 
-    @staticmethod
-    def _cut(numbers: Tensor, shapes: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        start = 0
-        for shape in shapes:
-            count = int(torch.tensor(shape).prod())
-            yield numbers[start : start + count].view(*shape)
-            start += count
+    @classmethod
+    def of_stream(cls, numbers: Tensor, shapes: Sequence[Sequence[int]], batch_size: int) -> Replay:
+        """Cut one recorded stream of uniform numbers into draws of these shapes."""
+        counts = [math.prod(shape) for shape in shapes]
+        pieces = numbers[: sum(counts)].split(counts)
+        return cls([piece.view(*shape) for piece, shape in zip(pieces, shapes, strict=True)], batch_size)
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
         if self._calls % 2 == 0:
@@ -277,6 +276,44 @@ class Replay:
 
     def is_used_up(self) -> bool:
         return next(self._draws, None) is None
+
+
+class FreshDraws(Replay):
+    """The same from a generator, as the release seeds it for each step."""
+
+    def __init__(self, generator: torch.Generator, num_points: int, batch_size: int) -> None:
+        self._generator, self._useless = generator, (1, num_points, 2)
+        self._batch_size = batch_size
+        self._calls = 0
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        if self._calls % 2 == 0:
+            for _ in range(self._batch_size):
+                torch.rand(self._useless, generator=self._generator)
+        self._calls += 1
+        return torch.rand(shape, generator=self._generator)
+
+
+def _official_losses(losses: Mapping[str, float]) -> dict[str, float]:
+    """Our losses by the names of the release's log."""
+    named = {"scr_map.loss_seg": losses["loss_align"]}
+    for kind in ("cls", "mask", "dice"):
+        named[f"decode.loss_{kind}"] = losses[f"loss_{kind}"]
+        for key, value in losses.items():
+            if key.startswith(f"loss_{kind}_"):
+                named[f"decode.d{key.rsplit('_', 1)[1]}.loss_{kind}"] = value
+    assert len(named) == len(losses)
+    return {key: torch.as_tensor(value).item() for key, value in named.items()}
+
+
+@pytest.fixture(scope="session")
+def official_losses() -> Callable[[Mapping[str, float]], dict[str, float]]:
+    return _official_losses
+
+
+@pytest.fixture(scope="session")
+def fresh_draws() -> type[FreshDraws]:
+    return FreshDraws
 
 
 @pytest.fixture(scope="session")

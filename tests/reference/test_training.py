@@ -12,7 +12,7 @@ from mfuser_d2.core.segmenter import Segmenter
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 STATISTICS_TOLERANCE = 1e-5
-NOISE_LIMIT, NOISY_SHARE = 1e-2, 0.05
+NOISE_LIMIT, NOISY_SHARE = 1e-2, 0.2
 IGNORE = 255
 
 Tensors = dict[str, torch.Tensor]
@@ -31,7 +31,7 @@ class Run:
             shapes = tiny.facts["losses"]["eval_mode_image0_all_ignored_rand_shapes"]
         # One generator fed every setting, so a shorter list of draws is the start of the same stream of numbers.
         stream = torch.cat([v.flatten() for k, v in sorted(tiny.shared.items()) if k.startswith("train.rand.")])
-        rand = replay(stream, shapes, len(labels))
+        rand = replay.of_stream(stream, shapes, len(labels))
         output = self.model.predict_all(tiny.shared["in.image"].to(dtype))
         self.losses = self.model.criterion(*output, labels, rand=rand)
         assert rand.is_used_up()
@@ -54,54 +54,40 @@ def runs(tiny, replay):
     return get
 
 
-def official_losses(losses: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Our losses by the names of the release's log."""
-    named = {"scr_map.loss_seg": losses["loss_align"]}
-    for kind in ("cls", "mask", "dice"):
-        named[f"decode.loss_{kind}"] = losses[f"loss_{kind}"]
-        for key, value in losses.items():
-            if key.startswith(f"loss_{kind}_"):
-                named[f"decode.d{key.rsplit('_', 1)[1]}.loss_{kind}"] = value
-    assert len(named) == len(losses)
-    return {key: value.item() for key, value in named.items()}
+@pytest.fixture
+def compare_losses(tiny, check, official_losses):
+    def compare(losses: Tensors, recorded: dict[str, float]) -> None:
+        got = official_losses(losses)
+        wanted = {key: value for key, value in recorded.items() if key != "loss" and "acc_seg" not in key}
+        assert set(got) == set(wanted)
+        for key, value in wanted.items():
+            check(key.rsplit(".", 1)[1], got[key], value, LOSS_TOLERANCE, group=tiny.variant)
+        check("total loss", sum(got.values()), recorded["loss"], LOSS_TOLERANCE, group=tiny.variant)
+
+    return compare
 
 
-def compare_losses(tiny, check, losses, recorded: dict[str, float]) -> None:
-    got = official_losses(losses)
-    wanted = {key: value for key, value in recorded.items() if key != "loss" and "acc_seg" not in key}
-    assert set(got) == set(wanted)
-    for key, value in wanted.items():
-        check(
-            f"{key.rsplit('.', 1)[1]}", torch.tensor(got[key]), torch.tensor(value), LOSS_TOLERANCE, group=tiny.variant
-        )
-    check(
-        "total loss",
-        torch.tensor(sum(got.values())),
-        torch.tensor(recorded["loss"]),
-        LOSS_TOLERANCE,
-        group=tiny.variant,
-    )
+def test_losses_in_eval_mode(tiny, runs, compare_losses):
+    compare_losses(runs(train=False).losses, tiny.facts["losses"]["eval_mode"])
 
 
-def test_losses_in_eval_mode(tiny, runs, check):
-    compare_losses(tiny, check, runs(train=False).losses, tiny.facts["losses"]["eval_mode"])
-
-
-def test_losses_in_training_mode(tiny, runs, check):
+def test_losses_in_training_mode(tiny, runs, compare_losses):
     """Batch statistics instead of running ones; nothing dropped."""
-    compare_losses(tiny, check, runs(train=True).losses, tiny.facts["losses"]["train_mode_nodropout"])
+    compare_losses(runs(train=True).losses, tiny.facts["losses"]["train_mode_nodropout"])
 
 
-def test_losses_with_an_image_without_labels(tiny, runs, check):
+def test_losses_with_an_image_without_labels(tiny, runs, compare_losses):
     recorded = tiny.facts["losses"]["eval_mode_image0_all_ignored"]
-    compare_losses(tiny, check, runs(train=False, ignore_image0=True).losses, recorded)
+    compare_losses(runs(train=False, ignore_image0=True).losses, recorded)
 
 
 def compare_gradients(stage, tiny, check, got: Tensors, wanted: Tensors, exact: Callable[[], Tensors]) -> None:
-    """Each within 1e-4 of its largest value; a few sums that cancel are rounding noise, in the record as in ours.
+    """Each within 1e-4 of its largest value, save for the rounding noise of the float32 that was recorded.
 
-    What noise is, our own gradients in float64 tell: `adapter.*.scale` and the bias in front of the batch norm. It may
-    excuse differences of a hundredth of the largest value among their like at most, and few of them.
+    What noise is, our own gradients in float64 tell: sums that cancel (`adapter.*.scale`, the bias in front of the
+    batch norm), and all that lies behind a single hidden unit so near to zero that rounding decides whether ReLU lets
+    it through (clip: 4e-7 in a unit of the first pixel encoder layer, which the recorded float32 run has on the other
+    side). Noise may excuse a hundredth of the largest value among a gradient's like at most, and few gradients.
     """
     noisy = {}
     for key, value in wanted.items():
