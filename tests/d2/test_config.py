@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("detectron2", reason="the Detectron2 side needs Detectron2")
 
@@ -48,6 +49,14 @@ def test_config_file_is_valid(path: Path):
     validate_config(cfg)
     assert cfg.is_frozen()
     assert cfg.MODEL.META_ARCHITECTURE == "MFuser"
+
+
+def test_recorded_config_reads_again(tmp_path: Path):
+    cfg = load_config(str(CONFIGS[-1]), ["MODEL.MFUSER.VFM.KWARGS.depth", "3", "SOLVER.BASE_LR", "2e-4"])
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    again = load_config(str(tmp_path / "config.yaml"))
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+    assert again.MODEL.MFUSER.VFM.KWARGS.depth == 3 and again.SOLVER.BASE_LR == 2e-4
 
 
 def test_children_are_short():
