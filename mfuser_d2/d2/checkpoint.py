@@ -20,8 +20,8 @@ class MFuserCheckpointer(DetectionCheckpointer):
     A file holds the trained parameters and their batch statistics (0.5 GB for the full-size EVA02 variant, 1.4 with the
     optimizer's state, where all weights alone would take 3.4), a sample of the frozen weights to recognise them by, and
     whatever else is given to checkpoint (optimizer, iteration). Encoders with random weights
-    (MODEL.MFUSER.{VFM,VLM}.WEIGHTS "") are stored whole: they cannot be had from anywhere else. A file is written beside
-    its place, synced and renamed, and `last_checkpoint` moves after that, so it always names a whole file.
+    (MODEL.MFUSER.{VFM,VLM}.WEIGHTS "") are stored whole: they cannot be had from anywhere else. A file is written
+    beside its place, synced and renamed, and `last_checkpoint` moves after that, so it always names a whole file.
 
     Loading takes these files, those of tools/plain_train.py, and converted checkpoints of the authors that hold the
     encoders as well. It is strict: keys that are missing, unknown or of another shape are errors, and the model is left
