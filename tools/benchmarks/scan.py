@@ -138,7 +138,9 @@ def measure_length(arguments: argparse.Namespace, backends: list[str], length: i
     rows = []
     for backend in backends:
         is_loop = backend in ("reference", EINSUM_LOOP)
-        if is_loop and length > limit or backend == EINSUM_LOOP and direction != "forward" and length > 512:
+        if length > limit and is_loop or backend == EINSUM_LOOP and direction != "forward" and length > 512:
+            continue
+        if length > arguments.reference_limit and backend == "parallel":  # holds all states at once, several times
             continue
         is_slow = is_loop and direction != "forward" and length > 1024
         call = lambda backend=backend: call_scan(case, direction, backend, weights)  # noqa: E731

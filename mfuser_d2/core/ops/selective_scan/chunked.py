@@ -39,7 +39,8 @@ def scan_chunked(
 
 
 def _is_exporting() -> bool:
-    return torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # older than 2.7: both at once
+    return is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 @dataclass
