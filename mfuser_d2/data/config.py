@@ -24,6 +24,9 @@ def add_data_config(cfg: "CfgNode") -> None:
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
     # "horizontal": mirror every second crop; "none": never.
     cfg.INPUT.RANDOM_FLIP = "horizontal"
+    # Shorter side in pixels that Detectron2's DefaultPredictor scales images to; 0 keeps their own size. Nothing else
+    # looks at it: evaluation goes by INPUT.MFUSER.TEST_SIZE.
+    cfg.INPUT.MIN_SIZE_TEST = 0
 
     node = type(cfg)
     cfg.INPUT.MFUSER = node()

@@ -4,6 +4,7 @@ Rare-class sampling and several sources belong to the Detectron2 loaders in `bui
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class TrainItems(Dataset[Item]):
         seed: of the augmentation.
         scale_range: factors of the native size.
         use_color: with photometric distortion.
+        root: the folder above all data sets; None means $DETECTRON2_DATASETS.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class TrainItems(Dataset[Item]):
         seed: int = 0,
         scale_range: tuple[float, float] = (0.5, 2.0),
         use_color: bool = True,
+        root: str | Path | None = None,
     ) -> None:
-        self.pairs = list_pairs(name)
+        self.pairs = list_pairs(name, root)
         self.crop_size, self.seed = tuple(crop_size), seed
         self.scale_range, self.use_color = scale_range, use_color
 

@@ -12,7 +12,7 @@ import numpy as np
 from mfuser_d2.data.streets.domains import RENDERS
 from mfuser_d2.data.streets.scene import paint_street
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same seed would draw another picture."""
 
 DEFAULT_SIZE = (192, 384)

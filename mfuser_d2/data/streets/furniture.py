@@ -15,8 +15,8 @@ POLE: Color = (132, 136, 138)
 def draw_pole(c: Canvas, rng: np.random.Generator, x: float, z: float, top: float) -> None:
     """An upright post with a foot and a lit edge."""
     label, color = class_id("pole"), vary(rng, POLE, 8)
-    thickness = 0.2
-    c.limb((x, 0, z), (x, top, z), thickness, color, label, min_pixels=5)
+    thickness = 0.25
+    c.limb((x, 0, z), (x, top, z), thickness, color, label, min_pixels=6)
     c.limb((x + thickness * 0.28, 0, z), (x + thickness * 0.28, top, z), thickness * 0.3, shade(color, 0.65),
            min_pixels=1.4)  # fmt: skip
     c.limb((x, 0, z), (x, 0.45, z), thickness * 1.7, shade(color, 0.8), label, min_pixels=7)

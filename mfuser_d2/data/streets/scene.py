@@ -192,7 +192,7 @@ def _traffic(rng: np.random.Generator, c: Canvas, layout: Layout) -> list[Thing]
         things.append((z, partial(vehicles.draw_train, c, rng, tracks, z, True)))
         lane(tracks, z + 24, True, 0.5)
     else:
-        lane(left + 1.9, rng.uniform(6, 14), True, 0.75)
+        lane(left + 1.9, rng.uniform(5.5, 11), True, 0.8)
     lane(right - 3.3 + rng.uniform(0, 0.6), rng.uniform(7, 15), False, 0.7)
     if right > 4.2:
         lane(right - 1.2, rng.uniform(5, 10), False, 0.65)
@@ -200,7 +200,7 @@ def _traffic(rng: np.random.Generator, c: Canvas, layout: Layout) -> list[Thing]
         for has_rider, chance in ((True, 0.75), (False, 0.5)):
             if rng.random() > chance:
                 continue
-            z = rng.uniform(4.5, 11)
+            z = rng.uniform(4.3, 8.5)
             if has_rider:
                 x, along = rng.uniform(left + 3.6, right - 0.5), (0.0, float(rng.choice((-1, 1))))
                 if rng.random() < 0.5:
@@ -217,7 +217,7 @@ def _people(rng: np.random.Generator, c: Canvas, layout: Layout) -> list[Thing]:
     for side in (0, 1):
         low, high = sorted((layout.kerbs[side], layout.walks[side]))
         for _ in range(int(rng.integers(2, 6))):
-            x, z = rng.uniform(low + 0.5, high - 0.4), 5 + 16 * rng.random() ** 1.5
+            x, z = rng.uniform(low + 0.5, high - 0.4), 4.6 + 13 * rng.random() ** 1.6
             things.append((z, partial(vehicles.draw_person, c, rng, x, z)))
     return things
 

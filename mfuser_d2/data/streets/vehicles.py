@@ -216,7 +216,7 @@ def draw_bicycle(
     seat, bar = (x - dx * 0.25, 0.98, z - dz * 0.25), (x + dx * 0.42, 1.08, z + dz * 0.42)
     crank = (x - dx * 0.05, 0.36, z - dz * 0.05)
     for a, b in ((rear, crank), (crank, bar), (crank, seat), (rear, seat), (front, bar), (seat, bar)):
-        c.limb(a, b, 0.09, frame, label, min_pixels=2)
+        c.limb(a, b, 0.11, frame, label, min_pixels=3)
     c.limb((bar[0] - 0.28 * abs(dz) - 0.05, 1.1, bar[2]), (bar[0] + 0.28 * abs(dz) + 0.05, 1.1, bar[2]), 0.07,
            TYRE, label, min_pixels=2)  # fmt: skip
     if has_rider:
@@ -229,14 +229,14 @@ def draw_motorcycle(
     """A motorcycle whose travel direction is `along`, with or without a rider."""
     label, paint = class_id("motorcycle"), _pick(rng, ((30, 30, 34), (170, 24, 30), (30, 50, 130), (210, 110, 20)))
     dx, dz = along
-    rear, front = _two_wheeler(c, x, z, along, 1.4, 0.34, label, (120, 122, 126))
+    rear, front = _two_wheeler(c, x, z, along, 1.45, 0.37, label, (74, 76, 82))
     seat, bar = (x - dx * 0.3, 0.82, z - dz * 0.3), (x + dx * 0.45, 1.12, z + dz * 0.45)
     body = (x + dx * 0.15, 0.8, z + dz * 0.15)
     c.limb(front, bar, 0.12, (140, 142, 146), label, min_pixels=2)
-    c.limb((x - dx * 0.35, 0.42, z), (x + dx * 0.3, 0.42, z), 0.42, (72, 74, 78), label, min_pixels=3)
-    c.disc((x, 0.6, z), 0.33, (58, 60, 64), label)
-    c.limb((rear[0] - dx * 0.1, 0.78, rear[2]), (seat[0] + dx * 0.2, 0.74, seat[2]), 0.2, (34, 32, 32), label)
-    c.disc(body, 0.36, paint, label, squash=0.62)
+    c.limb((x - dx * 0.35, 0.42, z), (x + dx * 0.3, 0.42, z), 0.5, (72, 74, 78), label, min_pixels=4)
+    c.disc((x, 0.6, z), 0.42, (50, 52, 56), label)
+    c.limb((rear[0] - dx * 0.1, 0.78, rear[2]), (seat[0] + dx * 0.2, 0.74, seat[2]), 0.26, (34, 32, 32), label)
+    c.disc(body, 0.45, paint, label, squash=0.66)
     c.disc((body[0] - 0.1, body[1] + 0.08, body[2]), 0.13, shade(paint, 1.6), squash=0.5)
     c.limb((bar[0] - 0.36 * abs(dz) - 0.05, 1.14, bar[2]), (bar[0] + 0.36 * abs(dz) + 0.05, 1.14, bar[2]), 0.08,
            TYRE, label, min_pixels=2)  # fmt: skip
