@@ -48,7 +48,7 @@ _TRANSFORMER_DECODER = [
     rename("mask_embed.{}.{}", "mask_head.{}.{}"),
 ]
 
-_TEXT_REFINER = [
+TEXT_REFINER = [
     rename("memory_proj.**", "visual_proj.**"),
     rename("text_proj.**", "text_proj.**"),
     rename("out_proj.**", "out_proj.**"),
@@ -59,7 +59,7 @@ _TEXT_REFINER = [
 _SHARED = [
     rename("contexts", _HEAD + "text_encoder.prompt"),
     rename("gamma", _HEAD + "text_refiner.gamma"),
-    *prefixed(_TEXT_REFINER, "context_decoder.", _HEAD + "text_refiner."),
+    *prefixed(TEXT_REFINER, "context_decoder.", _HEAD + "text_refiner."),
     *prefixed(_PIXEL_DECODER, "decode_head.pixel_decoder.", _HEAD + "pixel_decoder."),
     *prefixed(_TRANSFORMER_DECODER, "decode_head.", _HEAD + "transformer_decoder."),
     rename("backbone.fpn1.**", "backbone.pyramid.up4.**"),

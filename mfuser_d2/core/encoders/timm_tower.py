@@ -17,7 +17,8 @@ class TimmTower(VisionTower):
         model: a timm `VisionTransformer` or `Eva` built with `dynamic_img_size=True`.
         has_joint_space: the model's head maps into an image-text space (the vision half of a VLM).
         pixel_mean, pixel_std: RGB normalisation on the 0..255 scale.
-        resample_mode: "bicubic" or "bilinear", how position tables and kernels are resized.
+        resample_mode: "bicubic" or "bilinear", how position tables and kernels are resized when weights are loaded. An
+            image of another size resizes the table bicubically in any case, as the release's towers do.
         scale_offset: see `resample_positions`; DINOv2's 0.1.
     Raises:
         ValueError: the model is not a ViT of that kind.
@@ -94,7 +95,7 @@ class TimmTower(VisionTower):
             self.native_grid,
             grid,
             num_prefix=self._num_position_prefix,
-            mode=self.resample_mode,
+            mode="bicubic",
             scale_offset=self.scale_offset,
         )
         return rows[None]
