@@ -22,6 +22,7 @@ CORE_ORDER = [
     {"new_classes"},
     {"text_query_head"},
     {"criterion", "inference"},
+    {"strips"},
     {"segmenter"},
     {"factory", "checkpoint", "official"},
     {"ema"},
