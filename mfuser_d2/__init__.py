@@ -6,7 +6,7 @@ Importing this package needs neither Detectron2 nor any encoder library: `mfuser
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -45,3 +45,12 @@ def add_mfuser_config(cfg: CfgNode) -> None:
     from mfuser_d2.d2.config import add_mfuser_config as declare
 
     declare(cfg)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Predictor":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_detectron2()
+    from mfuser_d2.predictor import Predictor
+
+    return Predictor
