@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -75,11 +79,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
             data = load_file(path)
         else:
-            data = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_numpy_scalars()):
+                data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is refused: it holds more than tensors and plain values, and reading it could run code. "
-            f"Save it again as a plain state dict. ({_first_line(error)})"
+            f"{path} is refused: it holds more than tensors and plain values ({_what_it_asks_for(path, error)}), and "
+            "reading it could run code. Save it again as a plain state dict."
         ) from error
     except Exception as error:  # torch and safetensors report damage with many types
         raise ValueError(
@@ -93,6 +98,44 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     data = dict(data) if "model" in data else {"model": dict(data)}
     _check_tensors(path, data["model"])
     return data
+
+
+def _numpy_scalars() -> list[Any]:
+    """Types by which other trainers keep a best score beside the weights; reading them runs no code."""
+    make = np.float64(0).__reduce__()[0]
+    makers = [(make, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
+    return [*makers, np.dtype, *{type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")}]
+
+
+def _what_it_asks_for(path: Path, error: Exception) -> str:
+    """Names of the functions and classes a refused pickle wants, as far as they can be read without running it."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if named:
+        return f"it asks for {named[1]}"
+    try:
+        names = _globals_of(path)
+    except Exception:  # whatever a broken stream makes the disassembler say, the file stays refused
+        names = []
+    strange = sorted({name for name in names if not name.startswith(("torch.", "collections."))})
+    return f"it asks for {', '.join(strange[:4])}" if strange else _first_line(error)
+
+
+def _globals_of(path: Path) -> list[str]:
+    """`module.name` of everything that a pickle imports; it is disassembled, not executed."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            stream = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    else:
+        stream = path.read_bytes()
+    names, strings = [], []
+    for operation, argument, _ in pickletools.genops(stream):
+        if operation.name in ("GLOBAL", "INST"):
+            names.append(str(argument).replace(" ", "."))
+        elif operation.name == "STACK_GLOBAL":
+            names.append(".".join(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
+    return names
 
 
 def _check_tensors(path: Path, state: Any) -> None:

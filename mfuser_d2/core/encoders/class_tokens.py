@@ -67,7 +67,8 @@ def tokenize_classes(names: Sequence[str], *, vocabulary: str, tokenizer_file: s
     else:
         raise KeyError(f"vocabulary {vocabulary!r} is unknown; choose from ['clip', 'siglip', 'siglip2']")
     length = max(MIN_TOKENS, *(len(row) for row in rows))
-    return torch.tensor([row + [padding] * (length - len(row)) for row in rows])
+    # On the CPU whatever the default device: ids are checked, and a model may be built without memory.
+    return torch.tensor([row + [padding] * (length - len(row)) for row in rows], device="cpu")
 
 
 def siglip_ids(names: Sequence[str], tokenizer_file: str = "") -> list[list[int]]:

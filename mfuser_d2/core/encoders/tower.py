@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -68,6 +69,7 @@ class VisionTower(FrozenModule):
         self.depth = depth
         self.patch_size = patch_size
         self.num_prefix_tokens = num_prefix_tokens
+        self.pixel_values = (*pixel_mean, *pixel_std)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 
@@ -158,8 +160,9 @@ class InputNorm(nn.Module):
         }
         for name, value in values.items():
             self.register_buffer(name, value, persistent=False)
-        # Decided here, once: comparing in forward would make a GPU wait.
-        self.is_identity = torch.allclose(self.mean, self.tower_mean) and torch.allclose(self.std, self.tower_std)
+        # Decided here, once, on plain numbers: comparing tensors would make a GPU wait, and a meta device has none.
+        pairs = zip((*pixel_mean, *pixel_std), tower.pixel_values, strict=True)
+        self.is_identity = all(math.isclose(ours, theirs, rel_tol=1e-5) for ours, theirs in pairs)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) to the same shape."""
