@@ -1,0 +1,1 @@
+"""Frozen encoders behind one contract: vision towers, text towers, and how they are built by name."""
