@@ -54,8 +54,9 @@ class TrainItems(Dataset[Item]):
         return len(self.pairs)
 
     def __getitem__(self, draw: Draw) -> Item:
-        """`image` (3, h, w) uint8 RGB and `sem_seg` (h, w) int64, at most crop_size."""
-        image, labels = read_pair(*self.pairs[draw.index])
+        """`image` (3, h, w) uint8 RGB and `sem_seg` (h, w) int64, at most crop_size, and the files they are from."""
+        image_path, label_path = self.pairs[draw.index]
+        image, labels = read_pair(image_path, label_path)
         crop = augment(
             image,
             labels,
@@ -64,7 +65,7 @@ class TrainItems(Dataset[Item]):
             scale_range=self.scale_range,
             use_color=self.use_color,
         )
-        return _item(*crop)
+        return {**_item(*crop), "file_name": str(image_path), "sem_seg_file_name": str(label_path)}
 
 
 def train_loader(items: TrainItems, *, batch_size: int, num_workers: int = 0) -> DataLoader[list[Item]]:
