@@ -18,6 +18,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 BENCHMARKS = {
     "scan": "selective scan: every backend against the reference over sequence lengths",
     "adapter": "adapters between the encoders: MVFuser against attention over token counts",
+    "inference": "the whole network on a crop and on an image: time, memory, operations by part",
+    "train": "a training step: time, memory, operations by part",
+    "data": "training loader: images a second, and where the time goes",
 }
 """Name to summary; benchmarks/<name>.py has `add_arguments(parser)` and `run(arguments) -> exit status`."""
 
