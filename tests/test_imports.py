@@ -26,7 +26,7 @@ CORE_ORDER = [
     {"strips"},
     {"segmenter"},
     {"factory", "checkpoint", "official"},
-    {"ema"},
+    {"ema", "analysis"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(CORE_ORDER) for room in rooms}
 TOP = len(CORE_ORDER)
