@@ -11,7 +11,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -110,6 +111,37 @@ def peak_extra_bytes(call: Callable[[], object], device: str) -> int | None:
     before = _status("VmRSS")
     call()
     return max(_status("VmHWM") - before, 0)
+
+
+def memory_in_use(device: str) -> int:
+    """Bytes in use now: allocated on the GPU, resident on the CPU, freed blocks handed back first."""
+    gc.collect()
+    if device.startswith("cuda"):
+        return torch.cuda.memory_allocated(device)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        logger.warning("no malloc_trim here: memory on the CPU is overestimated")
+    return _status("VmRSS")
+
+
+@contextmanager
+def peak_memory(device: str, before: int) -> Iterator[list[int]]:
+    """A list that holds, when the block ends, the highest memory in use in it beyond `before` bytes; else empty."""
+    result: list[int] = []
+    memory_in_use(device)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        yield result
+        result.append(torch.cuda.max_memory_allocated(device) - before)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        yield result
+        return
+    yield result
+    result.append(_status("VmHWM") - before)
 
 
 def _status(key: str) -> int:
