@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import pickletools
@@ -15,38 +16,60 @@ import numpy as np
 import torch
 
 
+class DamagedFileError(ValueError):
+    """A file is cut off, altered or no checkpoint at all: another copy of it, or an older one, may be whole."""
+
+
 def write_checkpoint(path: str | Path, data: Mapping[str, Any]) -> None:
     """Write a dict of tensors and plain values so that `path` holds either the old or the whole new file.
 
-    The file is written beside its place, synced to the disk and then renamed.
+    The file is written beside its place, synced to the disk and then renamed. A folder that is not there is made.
 
     Raises:
         OSError: it could not be written (disk full, folder removed); what was at `path` is still there.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             torch.save(dict(data), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written: {error}. Free space or change OUTPUT_DIR, then resume.") from error
+    except BaseException:  # a signal in the middle of it
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Replace a small text file as a whole, synced to the disk."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync_folder(path.parent)
+
+
+def remove_unfinished(folder: str | Path) -> list[str]:
+    """Delete what writers that were killed left beside the files of a folder; gives the names."""
+    left = sorted(Path(folder).glob(".*.tmp"))
+    for path in left:
+        path.unlink(missing_ok=True)
+    return [path.name for path in left]
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def sync_folder(folder: Path) -> None:
@@ -66,13 +89,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         The dict in the file; a bare state dict comes as {"model": it}.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated, a web page, a Git LFS pointer, something else than a checkpoint, or
-            holds objects that would run code when read (those are refused, never executed).
+        DamagedFileError: the file is empty, truncated, altered (its checksums do not fit), a web page, a Git LFS
+            pointer, or something else than a checkpoint.
+        ValueError: it holds objects that would run code when read (those are refused, never executed), or no weights.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Checkpoint {path} does not exist; check MODEL.WEIGHTS, or OUTPUT_DIR with --resume.")
     _refuse_other_files(path)
+    _check_archive(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -87,7 +112,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "reading it could run code. Save it again as a plain state dict."
         ) from error
     except Exception as error:  # torch and safetensors report damage with many types
-        raise ValueError(
+        raise DamagedFileError(
             f"{path} ({path.stat().st_size:,} bytes) is truncated or no checkpoint: {_first_line(error)}. "
             "Copy or download it again, or use the checkpoint before it."
         ) from error
@@ -150,12 +175,34 @@ def _refuse_other_files(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(512)
     if not head:
-        raise ValueError(f"{path} is empty: the download or the run that wrote it was cut off.")
+        raise DamagedFileError(f"{path} is empty: the download or the run that wrote it was cut off.")
     start = head.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError(f"{path} is a web page, not a checkpoint: the link led to a page; download the file itself.")
+        raise DamagedFileError(
+            f"{path} is a web page, not a checkpoint: the link led to a page; download the file itself."
+        )
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer, not the file: fetch it with `git lfs pull`.")
+        raise DamagedFileError(f"{path} is a Git LFS pointer, not the file: fetch it with `git lfs pull`.")
+
+
+def _check_archive(path: Path) -> None:
+    """Compare the checksums of the parts: torch itself does not look at them and would load altered weights."""
+    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
+        return
+    is_compressed = False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_compressed = any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())
+            altered = None if is_compressed else archive.testzip()
+    except Exception as error:  # zipfile reports damage with many types
+        altered = _first_line(error)
+    if is_compressed:  # a small file could unpack to more than the disk holds
+        raise ValueError(f"{path} is refused: torch never compresses checkpoints, but parts of this file are.")
+    if altered is not None:
+        raise DamagedFileError(
+            f"{path} ({path.stat().st_size:,} bytes) is damaged: a checksum in it does not fit ({altered}). Copy or "
+            "download it again, or use the checkpoint before it."
+        )
 
 
 def _first_line(error: Exception) -> str:
