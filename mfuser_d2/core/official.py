@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -116,16 +117,35 @@ def recognize_variant(state: Mapping[str, Tensor]) -> str:
     if "backbone.conv1.weight" in state and "backbone.dinov2.pos_embed" in state:
         return "clip"
     example = next(iter(state), "none at all")
-    raise ValueError(
-        f"these are no weights of the authors' MFuser release (first key: {example!r}); it has keys like "
-        "backbone.dinov2.*, context_decoder.* and decode_head.*"
+    hint = (
+        "it is a checkpoint of this package: load it as it is, or turn it round with --reverse"
+        if any(key.startswith((_HEAD, _ENCODER)) for key in state)
+        else "the release has keys like backbone.dinov2.*, context_decoder.* and decode_head.*"
     )
+    raise ValueError(f"these are no weights of the authors' MFuser release (first key: {example!r}); {hint}")
 
 
-def unwrap_official(checkpoint: Mapping) -> dict[str, Tensor]:
-    """The bare state dict of an authors' checkpoint: out of mmcv's wrapper, without `module.` prefixes."""
-    state = checkpoint.get("state_dict", checkpoint)
+def unwrap_official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The bare state dict of an authors' checkpoint: out of mmcv's wrapper, without `module.` prefixes.
+
+    Raises:
+        ValueError: an entry is no tensor; names it.
+    """
+    state = checkpoint
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"entry {key!r} is a {type(value).__name__}, not a tensor: this is no state dict")
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def split_empty(state: Mapping[str, Tensor], variant: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The keys that count, and those that carry nothing, each with the reason."""
+    empty = [(re.compile(pattern), why) for pattern, why in EMPTY_KEYS[variant].items()]
+    reasons = {key: why for key in state for pattern, why in empty if pattern.fullmatch(key)}
+    return {key: value for key, value in state.items() if key not in reasons}, reasons
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -135,8 +155,7 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: a key is unknown, or one that belongs with others is missing; names them.
     """
     variant = recognize_variant(state)
-    empty = [re.compile(pattern) for pattern in EMPTY_KEYS[variant]]
-    full = {key: value for key, value in state.items() if not any(pattern.fullmatch(key) for pattern in empty)}
+    full, _ = split_empty(state, variant)
     renamed, left = apply_rules(full, _SHARED + _BY_VARIANT[variant])
     if left:
         raise ValueError(
