@@ -1,4 +1,4 @@
-"""Every file of configs/ablations is short, listed and valid, and trains and predicts with tiny encoders in its place."""
+"""Every file of configs/ablations is short, listed and valid, and trains and predicts once its encoders are tiny."""
 
 from pathlib import Path
 
