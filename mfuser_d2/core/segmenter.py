@@ -20,6 +20,7 @@ from mfuser_d2.core.inference import (
     resize_scores,
     slide,
 )
+from mfuser_d2.core.ops.cpu_attention import CpuAttention
 from mfuser_d2.core.text_query_head import HeadOutput
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -123,7 +124,8 @@ class Segmenter(nn.Module):
 
     def window_scores(self, images: Tensor) -> Tensor:
         """Scores (N, K, H, W) of normalised windows (N, 3, H, W) in one pass."""
-        output = self.sem_seg_head(self._features(images), last_only=True)
+        with CpuAttention():
+            output = self.sem_seg_head(self._features(images), last_only=True)
         return resize_scores(class_scores(output.class_logits[-1], output.mask_logits[-1]), tuple(images.shape[-2:]))
 
     @torch.no_grad()
