@@ -49,12 +49,25 @@ _TRANSFORMER_DECODER = [
     rename("mask_embed.{}.{}", "mask_head.{}.{}"),
 ]
 
+# Named one by one: a model with another adapter or enhancer must not pass for the release's.
+_MVFUSER = [
+    rename(name, name)
+    for name in ("A_log", "D", "scale", "dt_proj.bias", "norm.weight")
+    + tuple(f"{layer}.weight" for layer in ("in_proj", "x_proj", "dt_proj", "out_proj", "conv1d_x", "conv1d_z"))
+]
+
+_MTENHANCER = [
+    rename(name, name)
+    for name in ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.proj.{}")
+    + ("norm1.{}", "norm2.{}", "norm3.{}", "mlp.{}.{}")
+]
+
 TEXT_REFINER = [
     rename("memory_proj.**", "visual_proj.**"),
     rename("text_proj.**", "text_proj.**"),
     rename("out_proj.**", "out_proj.**"),
-    rename("decoder.{}.cross_attn.**", "layers.{}.mamba.**"),
-    rename("decoder.{}.**", "layers.{}.**"),
+    *prefixed(_MVFUSER, "decoder.{}.cross_attn.", "layers.{}.mamba."),
+    *prefixed(_MTENHANCER, "decoder.{}.", "layers.{}."),
 ]
 
 _SHARED = [
@@ -65,7 +78,7 @@ _SHARED = [
     *prefixed(_TRANSFORMER_DECODER, "decode_head.", _HEAD + "transformer_decoder."),
     rename("backbone.fpn1.**", "backbone.pyramid.up4.**"),
     rename("backbone.fpn2.0.{}", "backbone.pyramid.up2.{}"),
-    rename("backbone.adapter.{}.**", _ENCODER + "adapters.{}.block.**"),
+    *prefixed(_MVFUSER, "backbone.adapter.{}.", _ENCODER + "adapters.{}.block."),
     rename("backbone.dinov2.**", _ENCODER + "vfm.model.**"),
 ]
 

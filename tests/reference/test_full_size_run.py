@@ -1,4 +1,4 @@
-"""The full-size models on a CPU: authors' format in, one crop through, within 20 GiB. Opt-in, minutes and 15 GB each."""
+"""The full-size models on a CPU: authors' format in, one crop through, within 20 GiB. Opt-in: 15 GB of disk."""
 
 import importlib.util
 import json
