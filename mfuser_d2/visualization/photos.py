@@ -44,7 +44,7 @@ def read_photo(path: str | Path) -> np.ndarray:
     except Image.DecompressionBombError:
         raise ValueError(f"{path} is too large, more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels") from None
     except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error}); it may be truncated") from error
+        raise ValueError(f"{path} cannot be read as a picture ({error}); copy or download it again") from error
 
 
 def _check_size(path: Path, picture: Image.Image) -> None:
