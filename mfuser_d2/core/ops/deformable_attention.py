@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch."""
+"""Multi-scale deformable attention: one kernel each way on a GPU, plain PyTorch elsewhere."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mfuser_d2.core.ops.triton_support import triton_obstacle
 
 
 def deformable_attention(
@@ -27,6 +29,10 @@ def deformable_attention(
     areas = [height * width for height, width in spatial_shapes]
     if sum(areas) != num_tokens:
         raise ValueError(f"value has {num_tokens} tokens, but spatial_shapes {list(spatial_shapes)} need {sum(areas)}")
+    if not torch.compiler.is_compiling() and triton_obstacle(value) is None and weights.dtype != torch.float64:
+        from mfuser_d2.core.ops.deformable_triton import FusedDeformable
+
+        return FusedDeformable.apply(value, spatial_shapes, sampling_locations, weights)
     num_queries = sampling_locations.shape[1]
     # Half-precision coordinates would move samples by whole pixels.
     dtype = torch.promote_types(value.dtype, sampling_locations.dtype)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mfuser_d2.core.ops.deformable_attention import MultiScaleDeformableAttention, deformable_attention
+from mfuser_d2.core.ops.triton_support import triton_obstacle
 
 SHAPES = [(2, 3), (5, 4), (1, 1)]
 TOKENS = 6 + 20 + 1
@@ -112,3 +113,29 @@ def test_module_refuses_bad_sizes():
     attention = MultiScaleDeformableAttention(dim=8, num_heads=2, num_levels=3)
     with pytest.raises(ValueError, match="got 2 levels"):
         attention(torch.randn(1, 4, 8), torch.randn(1, 26, 8), torch.rand(4, 2), SHAPES[:2])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)])
+def test_triton_equals_plain(dtype, tolerance):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    obstacle = triton_obstacle(torch.empty(0, device=device))
+    if obstacle:
+        pytest.skip(f"the kernel does not run here: {obstacle}")
+    value, locations, weights = (x.to(device) for x in make(num_queries=5))
+    locations[0, 0, 0, 0, 0], locations[0, 1, 0, 0, 0] = math.nan, 1e30
+    rounded = [x.to(kind) for x, kind in ((value, dtype), (locations, torch.float32), (weights, dtype))]
+    case = [x.clone().requires_grad_() for x in rounded]
+    wide = [x.double().requires_grad_() for x in rounded]
+    got = deformable_attention(case[0], SHAPES, *case[1:])
+    wanted = deformable_attention(wide[0], SHAPES, *wide[1:])
+    assert got.dtype == dtype
+    broken = wanted.isnan()
+    wanted = wanted.nan_to_num()
+    assert (got.nan_to_num().double() - wanted).abs()[~broken].max() < tolerance * wanted.abs().max()
+    seed = torch.randn_like(wanted).masked_fill(broken, 0)
+    grads = torch.autograd.grad(got, case, seed.to(dtype))
+    exact = torch.autograd.grad(wanted, wide, seed.to(dtype).double())
+    for mine, theirs in zip(grads, exact, strict=True):
+        sound = ~(theirs.isnan() | mine.isnan())
+        assert sound.float().mean() > 0.9
+        assert (mine.double() - theirs)[sound].abs().max() < tolerance * theirs[sound].abs().max()
