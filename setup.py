@@ -27,17 +27,26 @@ INSTALL_REQUIRES = [
     "opencv-python>=4.5,<5",
     "pillow>=10.1",
     "matplotlib>=3.7",
+    "tqdm>=4.60",
 ]
+DATA_REQUIRES = ["scipy>=1.10", "cityscapesScripts>=2.2"]  # GTAV's split.mat, Cityscapes' polygons
+SIGLIP_REQUIRES = ["tokenizers>=0.20", "sentencepiece>=0.2"]  # class names outside the committed table
+EXPORT_REQUIRES = ["onnx>=1.16", "onnxruntime>=1.18"]  # writing and checking ONNX files
 EXTRAS_REQUIRE = {
     "detectron2": [DETECTRON2, "setuptools<81"],
     "cuda": ["mamba_ssm>=2.2", "causal_conv1d>=1.4"],
+    "data": DATA_REQUIRES,
+    "siglip": SIGLIP_REQUIRES,
+    "export": EXPORT_REQUIRES,
     "dev": [
         "pytest>=8.4",
         "pytest-xdist>=3.5",
         "hypothesis>=6.100",
         "ruff>=0.6",
         "scikit-learn>=1.3",
-        "cityscapesScripts>=2.2",
+        *DATA_REQUIRES,
+        *SIGLIP_REQUIRES,
+        *EXPORT_REQUIRES,
     ],
 }
 

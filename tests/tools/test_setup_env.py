@@ -1,5 +1,6 @@
 """The set-up step: what it pins, when it skips work, why it says Detectron2 is absent, and its scripts."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -78,6 +79,46 @@ def test_detectron2_and_torch_are_declared_the_same_everywhere(setup_env: Module
     assert source in mfuser_d2.DETECTRON2_COMMAND
     torch_lines = [f"{name}{specifier}" for name, specifier in setup_env.TORCH_RANGES.items()]
     assert packaging_data["INSTALL_REQUIRES"][:2] == torch_lines
+
+
+# What a distribution is called where its import has another name, and what comes with Detectron2 or with torch.
+DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "open_clip": "open_clip_torch", "sklearn": "scikit-learn"}
+BROUGHT_ALONG = {
+    "detectron2": {"detectron2", "fvcore", "iopath", "pycocotools", "yaml", "packaging", "setuptools"},
+    "torch": {"triton"},
+    "mamba_ssm": {"selective_scan_cuda"},
+    "causal_conv1d": {"causal_conv1d_cuda"},
+}
+
+
+def imported_distributions() -> dict[str, set[str]]:
+    """Distribution -> the files of this repository that import it, wherever in the file."""
+    own = {"mfuser_d2"} | {path.stem for path in (ROOT / "tools").iterdir()}
+    found: dict[str, set[str]] = {}
+    for path in [
+        path for folder in ("mfuser_d2", "tools", "tests", "datasets") for path in (ROOT / folder).rglob("*.py")
+    ]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for name in {name.split(".")[0] for name in names} - own - set(sys.stdlib_module_names):
+                found.setdefault(DISTRIBUTIONS.get(name, name), set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_setup_py_declares_every_import(packaging_data: dict) -> None:
+    from packaging.requirements import Requirement
+
+    lines = packaging_data["INSTALL_REQUIRES"] + [
+        r for extra in packaging_data["EXTRAS_REQUIRE"].values() for r in extra
+    ]
+    declared = {Requirement(line).name.lower() for line in lines}
+    declared |= {name for source, names in BROUGHT_ALONG.items() if source in declared for name in names}
+    missing = {
+        name: sorted(files)[:3] for name, files in imported_distributions().items() if name.lower() not in declared
+    }
+    assert not missing
 
 
 def test_setup_py_lists_every_package_folder(packaging_data: dict) -> None:
