@@ -22,7 +22,7 @@ except RuntimeError as error:
     sys.exit(str(error))
 
 from detectron2.config import CfgNode  # noqa: E402
-from detectron2.engine import default_argument_parser, launch  # noqa: E402
+from detectron2.engine import default_argument_parser  # noqa: E402
 
 from mfuser_d2.d2 import (  # noqa: E402
     MFuserCheckpointer,
@@ -32,6 +32,8 @@ from mfuser_d2.d2 import (  # noqa: E402
     set_up_run,
     validate_config,
 )
+from mfuser_d2.d2.processes import run_processes  # noqa: E402
+from mfuser_d2.d2.run import TRAINING_ERRORS  # noqa: E402
 
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -46,7 +48,8 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     with one_line_errors():
         trainer = MFuserTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-    trainer.train()
+    with one_line_errors(TRAINING_ERRORS):
+        trainer.train()
 
 
 if __name__ == "__main__":
@@ -54,11 +57,4 @@ if __name__ == "__main__":
     with one_line_errors():  # before any process is started
         config = load_config(arguments.config_file, arguments.opts)
         validate_config(config)
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(config, arguments),
-    )
+    run_processes(main, arguments, (config, arguments))

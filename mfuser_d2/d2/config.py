@@ -228,6 +228,12 @@ def _add_solver_config(node: CfgNode) -> None:
     node.CHECKPOINTS_KEPT = 2
     # Iterations between progress lines and rows of metrics.json.
     node.LOG_PERIOD = 20
+    # Steps of the whole run whose loss or gradient may be NaN or infinite: they are recorded and left out. 0 = the
+    # first one ends the run.
+    node.MAX_BAD_STEPS = 0
+    # Repeat bit for bit: kernels whose sums have no fixed order are replaced, or named in a warning where there is no
+    # other (on a GPU the gradient of bilinear sampling). Costs speed on a GPU; on a CPU runs repeat anyway.
+    node.DETERMINISTIC = False
 
 
 def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:

@@ -1,26 +1,29 @@
-"""Training hooks: the progress line, the checkpoints that are kept, and the average of the weights."""
+"""Training hooks: progress line, checkpoints, evaluation, and the average of the weights."""
 
 from __future__ import annotations
 
 import datetime
 import logging
 import resource
+import signal
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 
 from mfuser_d2.core.checkpoint import FORMAT, encoder_identity, trainable_state_dict
-from mfuser_d2.core.checkpoint_file import write_checkpoint
+from mfuser_d2.core.checkpoint_file import remove_unfinished, write_checkpoint
 from mfuser_d2.core.ema import WeightAverage
+from mfuser_d2.d2.checkpoint import MFuserCheckpointer, numbered_checkpoints
+from mfuser_d2.d2.metrics import WINDOW, RecordNumbers
+from mfuser_d2.d2.run import RunError, first_line
+from mfuser_d2.d2.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
-
-_WINDOW = 20  # iterations that the numbers of the progress line are taken over
 
 
 class ProgressPrinter(EventWriter):
@@ -75,18 +78,137 @@ class ProgressPrinter(EventWriter):
             )
 
 
-class LastCheckpoints(PeriodicCheckpointer):
-    """Detectron2's periodic checkpointer that also counts files of the run it continues.
+class KeepCheckpoints(HookBase):
+    """Saves every `period` iterations, at the end, and when a signal asks the run to end; keeps the newest files.
 
-    Of the files named after an iteration the newest `max_to_keep` stay; `model_final.pth` is never deleted.
+    Of the files named after an iteration `max_to_keep` stay; `model_final.pth` is never deleted. A file is deleted only
+    after a newer one is whole on the disk, those that a resumed run could not read first.
+
+    Args:
+        checkpointer: writes on the main process only.
+        period: iterations.
+        max_to_keep: at least 1.
+        stop: the signals that end a run.
     """
 
+    def __init__(self, checkpointer: MFuserCheckpointer, *, period: int, max_to_keep: int, stop: StopSignals) -> None:
+        self.checkpointer = checkpointer
+        self.period, self.max_to_keep, self.stop = period, max_to_keep, stop
+        self.saved = -1
+        self._files: list[str] = []
+
     def before_train(self) -> None:
-        super().before_train()
-        folder = Path(self.checkpointer.save_dir)
-        files = folder.glob(f"{self.file_prefix}_*.pth") if self.max_to_keep else ()
-        # The names hold the iteration with leading zeros, so their order is that of the iterations.
-        self.recent_checkpoints = sorted(str(file) for file in files if file.stem.rsplit("_", 1)[1].isdigit())
+        """Take over the files of the run that goes on: what cannot be read or lies in its future counts as oldest."""
+        self.stop.install()
+        self.saved = self.trainer.start_iter - 1
+        if not comm.is_main_process():
+            return
+        left = remove_unfinished(self.checkpointer.save_dir)
+        if left:
+            logger.info("Removed what a killed run left unfinished: %s", ", ".join(left))
+        damaged = self.checkpointer.damaged
+        files = sorted(numbered_checkpoints(self.checkpointer.save_dir).items())
+        self._files = [path for number, path in files if path in damaged or number >= self.trainer.start_iter]
+        self._files += [path for _, path in files if path not in self._files]
+
+    def after_step(self) -> None:
+        self.stop.leave_step()
+        number = self.stop.agreed()
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or (number and done < self.trainer.max_iter):
+            self.save()
+        if done >= self.trainer.max_iter:
+            self.checkpointer.save("model_final", iteration=self.trainer.iter)
+        if number:
+            # No process may leave before the file is whole: the others would be ended with it.
+            comm.synchronize()
+            logger.warning(
+                "Ended by %s after iteration %d; %s has everything. Start again with --resume to go on.",
+                *(signal.Signals(number).name, self.trainer.iter, self.checkpointer.get_checkpoint_file()),
+            )
+            raise Stopped(number)
+
+    def after_train(self) -> None:
+        self.stop.restore()
+
+    def save(self) -> None:
+        """Save what the run holds after the current iteration, unless it was saved already."""
+        if self.saved == self.trainer.iter:
+            return
+        self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        self.saved = self.trainer.iter
+        if comm.is_main_process():
+            self._delete_oldest(self.checkpointer.get_checkpoint_file())
+
+    def _delete_oldest(self, newest: str) -> None:
+        self._files = [*(path for path in self._files if path != newest), newest]
+        while len(self._files) > self.max_to_keep:
+            Path(self._files.pop(0)).unlink(missing_ok=True)
+
+
+class EvaluateRegularly(HookBase):
+    """Evaluates every `period` iterations (0 = never between) and at the end of a training that went well.
+
+    What was trained is saved before, so that nothing is lost where the evaluation fails or is killed; a run that goes
+    on makes an evaluation up for that was not finished.
+
+    Args:
+        evaluate: gives metric -> value on the main process.
+        period: iterations.
+        checkpoints: saves.
+        numbers: records the scores.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[], Mapping[str, float]],
+        *,
+        period: int,
+        checkpoints: KeepCheckpoints,
+        numbers: RecordNumbers,
+    ) -> None:
+        self._evaluate = evaluate
+        self.period, self.checkpoints, self.numbers = period, checkpoints, numbers
+
+    def before_train(self) -> None:
+        start = self.trainer.start_iter
+        if self.period > 0 and 0 < start < self.trainer.max_iter and start % self.period == 0:
+            is_missing = comm.is_main_process() and not self.numbers.has_scores(start - 1)
+            if any(comm.all_gather(is_missing)):
+                logger.info("The evaluation after %d iterations was not finished; it is done now", start)
+                self._run(start - 1)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
+            self.checkpoints.save()
+            self._run(self.trainer.iter)
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:  # else an error or a signal ended the training
+            self._run(self.trainer.max_iter)
+        del self._evaluate  # it holds the trainer
+
+    def _run(self, iteration: int) -> None:
+        self.checkpoints.stop.install()  # the end of training gave the signals back
+        try:
+            with self.checkpoints.stop.ending_at_once():
+                scores = self._evaluate()
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "alloc" not in str(error):
+                raise
+            raise RunError(
+                f"Memory was short in the evaluation after iteration {iteration} ({first_line(error)}). Everything "
+                f"trained is in {self.checkpoints.checkpointer.get_checkpoint_file()}. Lower "
+                "MODEL.MFUSER.INFERENCE.BATCH, or DATALOADER.NUM_WORKERS, or set INPUT.MFUSER.TEST_SIZE, and start "
+                "again with --resume: the evaluation is done first."
+            ) from error
+        finally:
+            if self.trainer.iter >= self.trainer.max_iter:
+                self.checkpoints.stop.restore()
+        if scores:
+            self.numbers.write_scores(scores, iteration)
+        comm.synchronize()  # evaluation takes the processes different times
 
 
 class AverageWeights(HookBase):
@@ -106,7 +228,7 @@ class AverageWeights(HookBase):
 
     def after_train(self) -> None:
         """Write the weights alone: training is resumed from the usual checkpoints, which hold the average as well."""
-        if not comm.is_main_process() or self.trainer.iter + 1 < self.trainer.max_iter:
+        if not comm.is_main_process() or self.trainer.iter < self.trainer.max_iter:
             return
         model = self.average.model
         with self.average.applied():
@@ -126,4 +248,4 @@ def peak_memory() -> int:
 def _median(storage: EventStorage, name: str) -> float | None:
     if name not in storage.histories():
         return None
-    return storage.history(name).median(max(storage.count_samples(name, _WINDOW), 1))
+    return storage.history(name).median(max(storage.count_samples(name, WINDOW), 1))

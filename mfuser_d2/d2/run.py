@@ -23,19 +23,36 @@ logger = logging.getLogger(__name__)
 _RECORD = "mfuser_d2.record"  # a logger that writes to log.txt only
 
 
+class RunError(RuntimeError):
+    """Something outside the program ended a run; the message says what, what is kept, and what to do."""
+
+
+_USER_ERRORS = (OSError, KeyError, ValueError)
+TRAINING_ERRORS = (OSError, FloatingPointError, RunError)
+"""What ends a training and is no fault in the program."""
+
+
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(kinds: tuple[type[BaseException], ...] = (*_USER_ERRORS, RunError)) -> Iterator[None]:
     """Turn errors in what the user gave (a key, a file, a data set) into one line on the terminal and exit code 1.
 
-    The traceback goes into log.txt, once `set_up_run` has opened it. For what happens before training; errors during it
-    keep their traceback.
+    The traceback goes into log.txt, once `set_up_run` has opened it.
+
+    Args:
+        kinds: the errors meant: for what happens before training those of bad input; `TRAINING_ERRORS` during it, where
+            a ValueError would be a fault in the program and keeps its traceback.
     """
     try:
         yield
-    except (OSError, KeyError, ValueError) as error:
+    except kinds as error:
         logging.getLogger(_RECORD).debug("Where the error came from:", exc_info=True)
         # str() of a KeyError is the message in quotes, that of an OSError holds more than its first argument.
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in short."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -60,5 +77,14 @@ def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         logger.info("Config and machine are recorded in %s/{config.yaml,log.txt}", cfg.OUTPUT_DIR)
     seed_all_rng(cfg.SEED + rank if cfg.SEED >= 0 else None)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not getattr(args, "eval_only", False)
+    if cfg.SOLVER.DETERMINISTIC:
+        repeat_exactly()
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+
+
+def repeat_exactly() -> None:
+    """Let torch choose kernels that give the same bits again; it warns, naming the kernel, where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)

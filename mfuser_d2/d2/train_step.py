@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,18 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from mfuser_d2.core.checkpoint import trainable_keys
 from mfuser_d2.core.segmenter import PRECISIONS
+from mfuser_d2.d2.bad_step import BadStep, BadSteps, first_bad_gradient, first_bad_module
+from mfuser_d2.d2.run import RunError
 from mfuser_d2.d2.solver import Clip
+from mfuser_d2.d2.stopping import largest_of_all
+
+
+class DataError(RunError):
+    """A batch could not be had; nothing of its step was done."""
 
 
 def training_dtype(cfg: CfgNode) -> torch.dtype:
@@ -34,7 +44,8 @@ class PrecisionTrainer(SimpleTrainer):
     """Forward, backward, checks, optimizer step.
 
     In float16 the loss is scaled and a step whose gradients overflow is skipped, which is how the scale finds its size.
-    Otherwise a loss or gradient that is not finite stops the run before the weights change.
+    Otherwise a loss or gradient that is not finite, on any process, stops the run before the weights change, or is left
+    out where `bad_steps` allows it.
 
     Args:
         model: list of image dicts -> dict of losses, whose sum is minimised.
@@ -44,6 +55,7 @@ class PrecisionTrainer(SimpleTrainer):
         clip: bounds the gradients in place; None = no clipping.
         seed: every step's dropout and sampled points follow from it, the iteration and the process alone, so that a
             resumed run goes on as it would have; None leaves torch's random state alone.
+        bad_steps: records the steps that went wrong.
     """
 
     def __init__(
@@ -52,6 +64,7 @@ class PrecisionTrainer(SimpleTrainer):
         model: nn.Module,
         data_loader: Iterable[list[dict[str, Any]]],
         optimizer: torch.optim.Optimizer,
+        bad_steps: BadSteps,
         dtype: torch.dtype = torch.float32,
         clip: Clip | None = None,
         seed: int | None = None,
@@ -60,6 +73,10 @@ class PrecisionTrainer(SimpleTrainer):
         self.dtype = dtype
         self.clip = clip
         self.seed = seed
+        self.bad_steps = bad_steps
+        self._inner = model.module if isinstance(model, DistributedDataParallel) else model
+        parameters = dict(self._inner.named_parameters())
+        self._statistics = [key for key in trainable_keys(self._inner) if key not in parameters]
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=dtype == torch.float16)
 
@@ -67,17 +84,16 @@ class PrecisionTrainer(SimpleTrainer):
         """Train on the next batch.
 
         Raises:
+            DataError: the loader gave none; the message says why.
             FloatingPointError: loss or gradient is not finite; the message names iteration, terms and images.
         """
         assert self.model.training, "the model was left in eval mode"
         start = time.perf_counter()
-        data = next(self._data_loader_iter)
+        data = self._next_batch()
         data_time = time.perf_counter() - start
 
-        if self.seed is not None:
-            torch.manual_seed((self.seed << 32) + self.iter * comm.get_world_size() + comm.get_rank())
-        with torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            losses = self.model(data)
+        statistics = self._read_statistics()
+        losses = self._forward(data)
         total = sum(losses.values())
         self.optimizer.zero_grad()
         self.grad_scaler.scale(total).backward()
@@ -90,26 +106,69 @@ class PrecisionTrainer(SimpleTrainer):
 
         # All numbers in one copy, so that a GPU is waited for once a step.
         numbers = torch.stack([value.detach().float() for value in (*losses.values(), norm)]).tolist()
-        metrics = dict(zip(losses, numbers))
-        self._check_finite(metrics, numbers[-1], data)
-        self._write_numbers({**metrics, "total_loss": sum(numbers[:-1]), "grad_norm": numbers[-1]}, data_time)
+        metrics = {**dict(zip(losses, numbers)), "total_loss": sum(numbers[:-1]), "grad_norm": numbers[-1]}
+        culprits = self._culprits(metrics)
+        if largest_of_all(float(bool(culprits))):
+            self._handle_bad_step(culprits, data, statistics)
+            return
+        self._write_numbers(metrics, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _check_finite(self, losses: Mapping[str, float], norm: float, data: Sequence[Mapping[str, Any]]) -> None:
-        bad = [f"{name}={value}" for name, value in losses.items() if not np.isfinite(value)]
-        if not bad and (np.isfinite(norm) or self.grad_scaler.is_enabled()):
-            return
-        culprits = ", ".join(bad) if bad else f"all losses are finite but the gradient norm is {norm}"
-        if not bad:
-            names = [name for name, p in self.model.named_parameters() if p.grad is not None and _is_bad(p.grad)]
-            culprits += f", first in {names[0]} ({len(names)} tensors)" if names else ""
-        images = ", ".join(str(item.get("file_name", "an image without file_name")) for item in data)
-        raise FloatingPointError(
-            f"Training stopped at iteration {self.iter}: {culprits}. Images of this batch: {images}. The weights were "
-            "not changed by it. Look at these images and labels; else lower SOLVER.BASE_LR, turn on "
-            "SOLVER.CLIP_GRADIENTS, or set MODEL.MFUSER.PRECISION float32 and resume from the last checkpoint."
+    def _next_batch(self) -> list[dict[str, Any]]:
+        try:
+            return next(self._data_loader_iter)
+        except (OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
+            # A worker's error comes with its whole traceback as text; the last line is what went wrong.
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            hint = "bring the data set back" if isinstance(error, OSError) else "mend or leave out what it names"
+            if "DataLoader worker" in reason:
+                hint = "memory may have been short: lower DATALOADER.NUM_WORKERS"
+            raise DataError(
+                f"The images of iteration {self.iter} could not be read: {reason} Then {hint}, and start again with "
+                "--resume."
+            ) from error
+
+    def _forward(self, data: list[dict[str, Any]]) -> dict[str, Tensor]:
+        seed = self._step_seed()
+        if seed is not None:
+            torch.manual_seed(seed)
+        with torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(data)
+
+    def _step_seed(self) -> int | None:
+        if self.seed is None:
+            return None
+        return (self.seed << 32) + self.iter * comm.get_world_size() + comm.get_rank()
+
+    def _read_statistics(self) -> dict[str, Tensor]:
+        """What a forward pass changes: the batch statistics, a few kilobytes."""
+        state = self._inner.state_dict()
+        return {key: state[key].clone() for key in self._statistics}
+
+    def _culprits(self, metrics: Mapping[str, float]) -> tuple[str, ...]:
+        """The terms of this process that are not finite; an overflow that the loss scale will heal is none."""
+        bad = tuple(
+            f"{name}={value}"
+            for name, value in metrics.items()
+            if name not in ("total_loss", "grad_norm") and not math.isfinite(value)
         )
+        if bad or math.isfinite(metrics["grad_norm"]) or self.grad_scaler.is_enabled():
+            return bad
+        return (f"all losses are finite but the gradient norm is {metrics['grad_norm']}",)
+
+    def _handle_bad_step(
+        self, culprits: tuple[str, ...], data: list[dict[str, Any]], statistics: Mapping[str, Tensor]
+    ) -> None:
+        gradient = first_bad_gradient(self._inner)
+        self._inner.load_state_dict(dict(statistics), strict=False)
+        first = first_bad_module(self._inner, lambda: self._forward(data)) or gradient
+        self._inner.load_state_dict(dict(statistics), strict=False)
+        self.optimizer.zero_grad()
+        step = BadStep(iteration=self.iter, culprits=culprits, first=first, batch=data, seed=self._step_seed())
+        self.bad_steps.handle(step, self._inner)
+        if self.grad_scaler.is_enabled():
+            self.grad_scaler.update(self.grad_scaler.get_scale() * self.grad_scaler.get_backoff_factor())
 
     def _write_numbers(self, metrics: dict[str, float], data_time: float) -> None:
         """Put the means over processes into the event storage; the slowest process's waiting for data."""
@@ -122,15 +181,16 @@ class PrecisionTrainer(SimpleTrainer):
         storage.put_scalars(cur_iter=self.iter, **means)
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer and loss scale, as plain values and tensors."""
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        """Optimizer, loss scale and the number of steps left out, as plain values and tensors."""
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "bad_steps": self.bad_steps.count,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over optimizer and loss scale; a run may go on in another precision, then the scale starts anew."""
         super().load_state_dict(state_dict)
         if state_dict.get("grad_scaler") and self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-
-
-def _is_bad(tensor: Tensor) -> bool:
-    return not bool(tensor.isfinite().all())
+        self.bad_steps.count = state_dict.get("bad_steps", 0)

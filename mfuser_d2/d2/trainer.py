@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import weakref
 from collections import OrderedDict
@@ -16,19 +17,22 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.layers import NaiveSyncBatchNorm
+from detectron2.evaluation.testing import flatten_results_dict, verify_results
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage, EventWriter, TensorboardXWriter
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mfuser_d2.core.ema import WeightAverage
+from mfuser_d2.d2.bad_step import BadSteps
 from mfuser_d2.d2.checkpoint import MFuserCheckpointer
-from mfuser_d2.d2.hooks import AverageWeights, LastCheckpoints, ProgressPrinter
+from mfuser_d2.d2.hooks import AverageWeights, EvaluateRegularly, KeepCheckpoints, ProgressPrinter
+from mfuser_d2.d2.metrics import MetricsFile, RecordNumbers
+from mfuser_d2.d2.processes import synchronise_batch_norm, wrap_for_processes
+from mfuser_d2.d2.run import TRAINING_ERRORS, RunError, first_line
 from mfuser_d2.d2.solver import build_clip, build_lr_scheduler, build_optimizer
-from mfuser_d2.d2.train_step import PrecisionTrainer, training_dtype
+from mfuser_d2.d2.stopping import StopSignals
+from mfuser_d2.d2.train_step import DataError, PrecisionTrainer, training_dtype
 from mfuser_d2.d2.validation import validate_config
 from mfuser_d2.data import build_test_loader, build_train_loader
 from mfuser_d2.data.mapper import test_size
@@ -49,6 +53,9 @@ class MFuserTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         validate_config(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self._has_own_seed = cfg.SEED < 0
+        if self._has_own_seed:
+            cfg = _with_seed(cfg, comm.shared_random_seed())
         model = self.build_model(cfg)
         if comm.get_world_size() > 1:
             model = synchronise_batch_norm(model)
@@ -59,24 +66,103 @@ class MFuserTrainer(DefaultTrainer):
             optimizer=optimizer,
             dtype=training_dtype(cfg),
             clip=build_clip(cfg),
-            seed=cfg.SEED if cfg.SEED >= 0 else None,
+            seed=cfg.SEED,
+            bad_steps=BadSteps(cfg.OUTPUT_DIR, max_skipped=cfg.SOLVER.MAX_BAD_STEPS),
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = MFuserCheckpointer(self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = MFuserCheckpointer(
+            self._trainer.model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), trainer=weakref.proxy(self)
+        )
         self.average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
         if self.average is not None:
             self.checkpointer.add_checkpointable("ema", self.average)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.is_resumed = False
+        self._first_draw = 0
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint in OUTPUT_DIR, with the data that come next; else load MODEL.WEIGHTS."""
-        super().resume_or_load(resume)
+        """Go on from the newest whole checkpoint in OUTPUT_DIR, with the data that come next; else load MODEL.WEIGHTS.
+
+        Raises:
+            RunError: the processes found different checkpoints.
+        """
+        self.is_resumed = resume
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.checkpointer.resumed_from:
+            self.start_iter = self.iter + 1
+        found = comm.all_gather(self.start_iter)
+        if len(set(found)) > 1:
+            raise RunError(
+                f"The processes would go on at different iterations {found}: OUTPUT_DIR={self.cfg.OUTPUT_DIR} has to "
+                "be one folder that all machines see"
+            )
         if self.start_iter > 0:
-            logger.info("Going on at iteration %d", self.start_iter)
-            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, start_iter=self.start_iter))
+            logger.info("Going on at iteration %d, after %d images", self.start_iter, self._first_draw)
+            # Rounded up, so that with another batch size some images are left out rather than seen twice.
+            batches = math.ceil(self._first_draw / self.cfg.SOLVER.IMS_PER_BATCH)
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, start_iter=batches))
+
+    def train(self) -> Mapping[str, Any] | None:
+        """Run from `start_iter` to `max_iter`.
+
+        Raises:
+            Stopped: a signal ended the run; it has saved.
+            DataError: a batch could not be had; the weights up to there are saved (in a single process).
+            RunError, OSError, FloatingPointError: see their messages.
+        """
+        self.iter = self.start_iter
+        logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
+        with EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter = self.max_iter
+            except DataError:
+                self._save_before_step()
+                raise
+            except TRAINING_ERRORS:
+                raise
+            except Exception as error:
+                if isinstance(error, RuntimeError) and _is_lost_peer(error):
+                    raise RunError(
+                        f"At iteration {self.iter} another process of this run was gone ({first_line(error)}); what it "
+                        "said itself, or the scheduler, tells why. Start again with --resume."
+                    ) from error
+                logger.exception("Training failed at iteration %d:", self.iter)
+                raise
+            finally:
+                self._trainer._data_loader_iter_obj = None  # ends its workers
+                self.after_train()
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self._last_eval_results)
+        return getattr(self, "_last_eval_results", None)
+
+    def _save_before_step(self) -> None:
+        """Save what the steps before the current one have trained; one of several processes cannot do so alone."""
+        if comm.get_world_size() == 1 and self.iter > self.start_iter:
+            self.iter -= 1
+            self.checkpoints.save()
+            self.iter += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Iteration, schedule, optimizer, loss scale, recent numbers, seed, and images used."""
+        draws = self._first_draw + (self.iter + 1 - self.start_iter) * self.cfg.SOLVER.IMS_PER_BATCH
+        return {**super().state_dict(), "seed": self.cfg.SEED, "draws": draws}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; the seed only where the config leaves it open (SEED -1)."""
+        super().load_state_dict(state_dict)
+        self._first_draw = state_dict.get("draws", (self.iter + 1) * self.cfg.SOLVER.IMS_PER_BATCH)
+        if self._has_own_seed and "seed" in state_dict:
+            self.cfg = _with_seed(self.cfg, state_dict["seed"])
+            self._trainer.seed = self.cfg.SEED
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -119,19 +205,33 @@ class MFuserTrainer(DefaultTrainer):
         )
 
     def build_hooks(self) -> list[HookBase]:
-        """Timer, learning rate, checkpoints, evaluation, writers: in this order after each step."""
+        """Timer, learning rate, average, numbers, checkpoints, evaluation: in this order after each step.
+
+        The numbers of an iteration are written before its checkpoint, and evaluation comes after it, so that a run
+        killed at any moment goes on without gaps.
+        """
         cfg = self.cfg
         built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if self.average is not None:
             built.append(AverageWeights(self.average, cfg.OUTPUT_DIR))
-        if comm.is_main_process():
-            kept = cfg.SOLVER.CHECKPOINTS_KEPT
-            built.append(LastCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=kept))
-        # After the checkpoint, so that a failing evaluation loses nothing.
-        built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_now))
-        if comm.is_main_process():
-            built.append(hooks.PeriodicWriter(self.build_writers(), period=cfg.SOLVER.LOG_PERIOD))
-        return built
+        this = weakref.proxy(self)
+        numbers = RecordNumbers(lambda: this.build_writers() if comm.is_main_process() else (), cfg.SOLVER.LOG_PERIOD)
+        self.checkpoints = KeepCheckpoints(
+            self.checkpointer,
+            period=cfg.SOLVER.CHECKPOINT_PERIOD,
+            max_to_keep=cfg.SOLVER.CHECKPOINTS_KEPT,
+            stop=StopSignals(),
+        )
+        evaluation = EvaluateRegularly(
+            self._test_now, period=cfg.TEST.EVAL_PERIOD, checkpoints=self.checkpoints, numbers=numbers
+        )
+        return [
+            *built,
+            numbers,
+            self.checkpoints,
+            evaluation,
+            hooks.CallbackHook(after_train=lambda _: numbers.close()),
+        ]
 
     def build_writers(self) -> list[EventWriter]:
         """The progress line, metrics.json and TensorBoard files in OUTPUT_DIR."""
@@ -139,8 +239,9 @@ class MFuserTrainer(DefaultTrainer):
         os.makedirs(folder, exist_ok=True)
         return [
             ProgressPrinter(max_iter=self.max_iter, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH),
-            JSONWriter(os.path.join(folder, "metrics.json")),
-            TensorboardXWriter(folder),
+            MetricsFile(os.path.join(folder, "metrics.json")),
+            # What a killed run wrote beyond its last checkpoint is hidden.
+            TensorboardXWriter(folder, purge_step=self.start_iter or None),
         ]
 
     def _test_now(self) -> Mapping[str, Any]:
@@ -209,25 +310,18 @@ def protocol_of(cfg: CfgNode, *, weights: str | None = None) -> dict[str, Any]:
         mappings={name: mapping for name, mapping in mappings.items() if mapping},
         train_datasets=cfg.DATASETS.TRAIN,
         precision=cfg.MODEL.MFUSER.PRECISION,
+        test_time_augmentation={"scales": list(inference.SCALES), "flip": inference.FLIP},
     )
 
 
-def wrap_for_processes(model: nn.Module) -> nn.Module:
-    """The model itself in a single process, else wrapped so that gradients are averaged over all processes."""
-    if comm.get_world_size() == 1:
-        return model
-    devices = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    cfg.freeze()
+    return cfg
 
 
-def synchronise_batch_norm(model: nn.Module) -> nn.Module:
-    """Batch norms that take their statistics over all processes, as the release's SyncBN; names stay the same."""
-    if next(model.parameters()).is_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for name, module in list(model.named_modules()):  # torch's own needs a GPU
-        if isinstance(module, nn.BatchNorm2d):
-            synchronised = NaiveSyncBatchNorm(module.num_features, eps=module.eps, momentum=module.momentum)
-            synchronised.load_state_dict(module.state_dict())
-            path, _, last = name.rpartition(".")
-            setattr(model.get_submodule(path), last, synchronised)
-    return model
+def _is_lost_peer(error: RuntimeError) -> bool:
+    words = ("peer", "connection", "socket", "timed out", "nccl", "gloo")
+    return comm.get_world_size() > 1 and any(word in str(error).lower() for word in words)

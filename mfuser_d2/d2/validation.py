@@ -151,6 +151,8 @@ def _check_solver(cfg: CfgNode) -> None:
     for key in ("MAX_ITER", "CHECKPOINT_PERIOD", "CHECKPOINTS_KEPT", "LOG_PERIOD"):
         if solver[key] < 1:
             raise ValueError(f"SOLVER.{key}={solver[key]} has to be at least 1")
+    if solver.MAX_BAD_STEPS < 0:
+        raise ValueError(f"SOLVER.MAX_BAD_STEPS={solver.MAX_BAD_STEPS} is negative; 0 lets the first one end the run")
     if solver.BASE_LR <= 0 or not 0 <= solver.BASE_LR_END <= solver.BASE_LR:
         raise ValueError(
             f"SOLVER.BASE_LR={solver.BASE_LR} has to be positive and BASE_LR_END={solver.BASE_LR_END} within 0..BASE_LR"

@@ -8,7 +8,8 @@ pytest.importorskip("detectron2", reason="the Detectron2 side needs Detectron2")
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from mfuser_d2.d2.trainer import MFuserTrainer, source_datasets, synchronise_batch_norm  # noqa: E402
+from mfuser_d2.d2.processes import synchronise_batch_norm  # noqa: E402
+from mfuser_d2.d2.trainer import MFuserTrainer, source_datasets  # noqa: E402
 
 
 def rows(cfg) -> list[dict]:
@@ -160,7 +161,7 @@ def test_synchronised_batch_norm_keeps_names_and_values():
     model[1][0].running_mean.fill_(2.0)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     after = synchronise_batch_norm(model).state_dict()
-    assert type(model[1][0]).__name__ == "NaiveSyncBatchNorm"
+    assert type(model[1][0]).__name__ == "SharedBatchNorm"
     assert list(before) == list(after) and all(torch.equal(before[key], after[key]) for key in before)
 
 
