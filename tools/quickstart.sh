@@ -35,6 +35,7 @@ done
 "$PYTHON" tools/draw_predictions.py "$output" </dev/null
 "$PYTHON" tools/report.py "$output" </dev/null
 
+activate="$(dirname "$PYTHON")/activate"
 cat <<EOF
 
 Table:    $output/inference/results.txt (.md, .json, .csv)
@@ -42,7 +43,9 @@ Pictures: $output/predictions.jpg, and a page with the best and worst ones: $out
 Network:  $output/model_final.pth
 
 Try next, in this folder:
-  source '$(dirname "$PYTHON")/activate'
+  $([[ -f "$activate" ]] && echo "source '$activate'" || echo "# (with this environment active)")
   export DETECTRON2_DATASETS='$DETECTRON2_DATASETS'
+  python tools/demo.py --config-file $config --output $output/demo \\
+    --input '$DETECTRON2_DATASETS/streets/images/fog' --opts MODEL.WEIGHTS $output/model_final.pth
   python tools/train_net.py --config-file $config --eval-only MODEL.WEIGHTS $output/model_final.pth
 EOF
