@@ -151,9 +151,7 @@ def build_head_parts(
         tower = build_text_tower(**vlm)
         sentences = fill_templates(prompt_templates, class_names) if prompt_templates else class_names
         if class_tokens is None:
-            class_tokens = tokenize_classes(
-                sentences, vocabulary=vocabulary_of(vlm["name"]), tokenizer_file=tokenizer
-            )
+            class_tokens = tokenize_classes(sentences, vocabulary=vocabulary_of(vlm["name"]), tokenizer_file=tokenizer)
         if prompt_templates:
             text_encoder = TemplateTextEncoder(tower=tower, sentence_tokens=class_tokens, num_classes=len(class_names))
         else:
