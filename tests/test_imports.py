@@ -25,6 +25,7 @@ CORE_ORDER = [
     {"criterion", "inference"},
     {"strips"},
     {"segmenter"},
+    {"export"},
     {"factory", "checkpoint", "official"},
     {"ema", "analysis"},
 ]
