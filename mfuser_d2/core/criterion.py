@@ -19,6 +19,9 @@ class Criterion(nn.Module):
     least certain. Ignored pixels belong to no class: they count as background of every mask, and not at all for the
     alignment.
     All losses are computed in float32 (float64 stays), also under autocast.
+    Where several processes train, all counts that losses are divided by are taken over all of them: the average of the
+    processes' losses is the loss of one process with the whole batch. Differs from the release there, which divides the
+    class loss by the process's own weights, and bounds the mean number of masks by 1, not their sum.
 
     Differs from the paper: `alignment="softmax"` is what the release does for every variant; `"sigmoid"` is the
     paper's choice for SigLIP.
@@ -158,14 +161,14 @@ class Criterion(nn.Module):
         weights = self.class_weights.to(logits.dtype)
         every = targets.flatten().repeat(num_predictions)
         losses = F.cross_entropy(logits.flatten(0, 2), every, weights, reduction="none")
-        return losses.view(num_predictions, -1).sum(1) / weights[targets].sum()
+        return losses.view(num_predictions, -1).sum(1) / _mean_over_processes(weights[targets].sum())
 
     def _mask_losses(
         self, logits: Tensor, labels: Tensor, images: Tensor, classes: Tensor, rand: Rand | None
     ) -> tuple[Tensor, Tensor]:
         """Binary cross entropy and dice of the masks of present classes, (L+1,) each, per target."""
         # Every process has to take part in the mean, also one without any target.
-        normaliser = _mean_over_processes(logits.new_full((), len(images))).clamp(min=1)
+        normaliser = _mean_over_processes(logits.new_full((), len(images)), at_least=1)
         logits = logits[:, images, classes]  # (L+1, M, h, w)
         if not len(images):
             nothing = logits.sum((1, 2, 3))  # an empty sum: zeros that still reach the masks in backward
@@ -207,7 +210,7 @@ def alignment_loss(logits: Tensor, labels: Tensor, *, form: str, ignore_label: i
     own = logits.gather(1, torch.where(valid, labels, 0)[:, None]).squeeze(1)
     # softplus(-x) = softplus(x) - x: all pairs are summed as wrong ones, then the true one is put right.
     per_pixel = F.softplus(logits).sum(1) - own  # (N, H, W)
-    return torch.where(valid, per_pixel, 0).sum() / valid.sum().clamp(min=1)
+    return torch.where(valid, per_pixel, 0).sum() / _mean_over_processes(valid.sum().to(logits.dtype), at_least=1)
 
 
 def _dice_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -218,11 +221,16 @@ def _dice_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - (2 * overlap + DICE_SMOOTHING) / (total + DICE_SMOOTHING)
 
 
-def _mean_over_processes(x: Tensor) -> Tensor:
+def _mean_over_processes(x: Tensor, at_least: float = 0.0) -> Tensor:
+    """Mean of a number that counts something, so that the average of the processes' losses is the loss of one process.
+
+    `at_least` bounds the count over all processes, as it would in one.
+    """
     if dist.is_available() and dist.is_initialized():
+        x = x.clone()
         dist.all_reduce(x)
-        x = x / dist.get_world_size()
-    return x
+        return x.clamp(min=at_least) / dist.get_world_size()
+    return x.clamp(min=at_least)
 
 
 def _widen(x: Tensor) -> Tensor:
