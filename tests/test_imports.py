@@ -18,6 +18,7 @@ CORE_ORDER = [
     {"encoders", "adapters"},
     {"dual_encoder", "feature_pyramid", "mt_enhancer"},
     {"single_encoder"},
+    {"probe"},
     {"backbone"},
     {"pixel_decoder", "transformer_decoder"},
     {"new_classes"},
