@@ -44,16 +44,18 @@ def run(arguments: argparse.Namespace) -> int:
         for name in arguments.adapters
         for direction in ("forward", "forward_backward")
     ]
-    rows = [measure(arguments, *case) for case in cases]
-    prepare_memory_measurement()
-    for case, row in zip(cases, rows):
-        peak = peak_extra_bytes(make_call(arguments, *case), arguments.device)
-        emit(row if peak is None else row | {"extra_memory_bytes": peak})
+    rows = [emit(measure(arguments, *case)) for case in cases]
     for name, direction in dict.fromkeys((row["adapter"], row["direction"]) for row in rows):
         own = [row for row in rows if (row["adapter"], row["direction"]) == (name, direction)]
         exponent = cost_exponent(own, "tokens", 1024, 1 << 20)
         if exponent is not None:
             emit({"benchmark": "adapter_exponent", "adapter": name, "direction": direction, "exponent": exponent})
+    prepare_memory_measurement()
+    for side, name, direction in cases:
+        peak = peak_extra_bytes(make_call(arguments, side, name, direction), arguments.device)
+        if peak is not None:
+            case = {"adapter": name, "direction": direction, "tokens": 2 * side * side}
+            emit({"benchmark": "adapter_memory", **case, "extra_memory_bytes": peak})
     if arguments.plot:
         draw(rows, "tokens", "adapter", arguments.plot)
     return 0

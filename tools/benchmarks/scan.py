@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 
 import torch
@@ -73,10 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     rows = []
     for length, direction in itertools.product(arguments.lengths, DIRECTIONS):
         rows += measure_length(arguments, backends, length, direction)
-    add_memory(arguments, rows)
-    for row in rows:
-        emit(row)
     summarise(rows)
+    measure_memory(arguments, rows)
     if arguments.plot:
         draw(rows, "length", "backend", arguments.plot)
     return 0
@@ -142,8 +141,8 @@ def measure_length(arguments: argparse.Namespace, backends: list[str], length: i
             continue
         if length > arguments.reference_limit and backend == "parallel":  # holds all states at once, several times
             continue
-        is_slow = is_loop and direction != "forward" and length > 1024
-        call = lambda backend=backend: call_scan(case, direction, backend, weights)  # noqa: E731
+        is_slow = is_loop and direction != "forward" and length > 512
+        call = functools.partial(call_scan, case, direction, backend, weights)
         row = {"benchmark": "scan", "backend": backend, "direction": direction, "length": length}
         row |= {name: getattr(arguments, name) for name in ("batch", "channels", "states", "dtype", "layout", "device")}
         row |= time_calls(call, 1 if is_slow else arguments.repeats, arguments.device, warm_up=not is_slow)
@@ -154,6 +153,8 @@ def measure_length(arguments: argparse.Namespace, backends: list[str], length: i
     for base in [row for row in rows if row["backend"] in ("reference", EINSUM_LOOP)]:
         for row, key in itertools.product(rows, ("seconds", "cpu_seconds")):
             row[f"{key}_against_{base['backend']}"] = round(base[key] / row[key], 2)
+    for row in rows:
+        emit(row)
     return rows
 
 
@@ -172,19 +173,21 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
     return float((got.double() - wanted).abs().max() / wanted.abs().max())
 
 
-def add_memory(arguments: argparse.Namespace, rows: list[dict]) -> None:
-    """Adds peak memory; after all timing, which the allocator's setting would disturb."""
+def measure_memory(arguments: argparse.Namespace, rows: list[dict]) -> None:
+    """Prints the peak memory of each case; after all timing, which the allocator's setting would disturb."""
     prepare_memory_measurement()
     for row in rows:
-        if row["backend"] in ("reference", EINSUM_LOOP) and row["length"] > 1024 and row["direction"] != "forward":
+        backend, direction, length = row["backend"], row["direction"], row["length"]
+        if backend in ("reference", EINSUM_LOOP) and length > 512 and direction != "forward":
             continue  # minutes for a number that the shorter cases already show
-        case = make_case(arguments, row["length"])
+        case = make_case(arguments, length)
         weights = torch.randn_like(case["u"])
-        peak = peak_extra_bytes(lambda: call_scan(case, row["direction"], row["backend"], weights), arguments.device)  # noqa: B023
+        call = functools.partial(call_scan, case, direction, backend, weights)
+        peak = peak_extra_bytes(call, arguments.device)
         if peak is not None:
             inputs = sum(tensor.numel() * tensor.element_size() for tensor in case.values())
-            row["extra_memory_bytes"] = peak
-            row["extra_memory_over_inputs"] = round(peak / inputs, 2)
+            memory = {"extra_memory_bytes": peak, "extra_memory_over_inputs": round(peak / inputs, 2)}
+            emit({"benchmark": "scan_memory", "backend": backend, "direction": direction, "length": length, **memory})
 
 
 def summarise(rows: list[dict]) -> None:
