@@ -9,6 +9,8 @@ import pytest
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
+TINY = "--device cpu --repeats 1 --threads 1"
+
 
 @pytest.fixture
 def benchmark(monkeypatch):
@@ -54,7 +56,7 @@ def test_scan_says_why_a_backend_is_left_out(benchmark, capsys):
 def test_adapter_measures_what_is_asked(benchmark, capsys, tmp_path):
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
     plot = tmp_path / "adapter.png"
-    arguments = f"adapter --device cpu --sides 2 3 --width 16 --repeats 1 --threads 1 --adapters mvfuser --plot {plot}"
+    arguments = f"adapter {TINY} --sides 2 3 --width 16 --adapters mvfuser --plot {plot}"
     assert benchmark.main(arguments.split()) == 0
     rows = [row for row in rows_of(capsys.readouterr().out) if row["benchmark"] == "adapter"]
     assert [row["tokens"] for row in rows] == [8, 8, 18, 18]
