@@ -101,6 +101,11 @@ class KeepCheckpoints(HookBase):
         """Take over the files of the run that goes on: what cannot be read or lies in its future counts as oldest."""
         self.stop.install()
         self.saved = self.trainer.start_iter - 1
+        last = Path(self.checkpointer.resumed_from).name
+        if self.trainer.start_iter >= self.trainer.max_iter and last != "model_final.pth":
+            self.trainer.iter -= 1  # the run was killed between its last two files
+            self.checkpointer.save("model_final", iteration=self.trainer.iter)
+            self.trainer.iter += 1
         if not comm.is_main_process():
             return
         left = remove_unfinished(self.checkpointer.save_dir)
