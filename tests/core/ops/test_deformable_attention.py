@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from mfuser_d2.core.ops.deformable_attention import MultiScaleDeformableAttention, deformable_attention
+from mfuser_d2.core.ops.deformable_attention import (
+    MultiScaleDeformableAttention,
+    _look_up,
+    _sample_maps,
+    deformable_attention,
+)
 from mfuser_d2.core.ops.triton_support import triton_obstacle
 
 SHAPES = [(2, 3), (5, 4), (1, 1)]
@@ -48,9 +53,25 @@ def test_matches_sampling_one_by_one():
     torch.testing.assert_close(out, one_by_one(value, locations, weights))
 
 
-def test_gradients_of_values_locations_and_weights():
+@pytest.mark.parametrize("path", [_look_up, _sample_maps])
+def test_gradients_of_values_locations_and_weights(path):
     inputs = [x.requires_grad_() for x in make(num_queries=2, dim=2)]
-    assert torch.autograd.gradcheck(lambda v, x, w: deformable_attention(v, SHAPES, x, w), inputs)
+    assert torch.autograd.gradcheck(lambda v, x, w: path(v, SHAPES, x, w), inputs)
+
+
+def test_both_plain_paths_agree():
+    value, locations, weights = (x.float() for x in make(num_queries=50))
+    case = value, SHAPES, locations, weights
+    torch.testing.assert_close(_look_up(*case), _sample_maps(*case), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [math.nan, 1e30, -1e30, math.inf])
+def test_places_that_are_no_place_read_nothing_outside(place):
+    value, locations, weights = (x.float() for x in make())
+    locations[0, 0] = place
+    out = _look_up(value, SHAPES, locations, weights)
+    assert not out[0, 0].isfinite().all() or not out[0, 0].any()
+    torch.testing.assert_close(out[1], _look_up(value[1:], SHAPES, locations[1:], weights[1:])[0])
 
 
 def test_half_precision_values_are_sampled_at_full_precision_places():
