@@ -63,4 +63,4 @@ class FeedForward(nn.Module):
         self.linear2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(F.relu(self.linear1(x)))
+        return self.linear2(F.relu(self.linear1(x), inplace=True))

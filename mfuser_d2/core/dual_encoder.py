@@ -154,8 +154,9 @@ class DualEncoder(nn.Module):
         return resample_map(tokens_to_map(tokens[:, layout.vfm_prefix :], layout.vfm_grid), layout.vlm_grid)
 
     def _tap(self, vfm: Tensor, vlm: Tensor, layout: TokenLayout) -> Tensor:
-        vlm_map = tokens_to_map(vlm[:, layout.vlm_prefix :], layout.vlm_grid)
-        return torch.cat([self._vfm_patches(vfm, layout), vlm_map], dim=1)
+        # Joined as tokens, so that channels lie together whatever the batch: the pyramid's kernels are faster on that.
+        tokens = torch.cat([map_to_tokens(self._vfm_patches(vfm, layout)), vlm[:, layout.vlm_prefix :]], dim=2)
+        return tokens_to_map(tokens, layout.vlm_grid)
 
     def _embed_jointly(self, vfm: Tensor, vlm: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
         """Both encoders summed in the image-text space, or the VLM alone: (N, 1, E) and (N, E, h, w)."""

@@ -23,7 +23,8 @@ def tokens_to_map(tokens: Tensor, grid: Grid) -> Tensor:
     """
     if tokens.shape[1] != grid[0] * grid[1]:
         raise ValueError(f"{tokens.shape[1]} tokens do not fill a {grid[0]}x{grid[1]} grid; drop prefix tokens first")
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    # In this order the strides say "channels last" for a single image too, which convolutions on the CPU look for.
+    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def map_to_tokens(feature_map: Tensor) -> Tensor:
