@@ -58,9 +58,11 @@ class WindowModel(nn.Module):
             raise ValueError(
                 f"MODEL.MFUSER.PRECISION={segmenter.precision!r} would fix the graph to it; export in 'float32'"
             )
+        head = segmenter.eval().requires_grad_(False).sem_seg_head
         with torch.no_grad():
-            segmenter.sem_seg_head.text_encoder = FoldedTexts(segmenter.sem_seg_head.text_encoder().clone())
-        self.segmenter = segmenter.eval().requires_grad_(False)
+            head.text_encoder = FoldedTexts(head.text_encoder().clone())
+            head.class_texts()  # fills the head's cache, which must not happen while the graph is recorded
+        self.segmenter = segmenter
         self.size = tuple(size)
 
     def forward(self, image: Tensor) -> Tensor:
