@@ -108,8 +108,8 @@ class RecordNumbers(HookBase):
 
     def has_scores(self, iteration: int) -> bool:
         """Whether metrics.json holds an evaluation of that iteration (its names have a slash)."""
-        return any(row["iteration"] == iteration and any("/" in name for name in row)
-                   for file in self._files() for row in file.rows())  # fmt: skip
+        rows = [row for file in self._files() for row in file.rows() if row["iteration"] == iteration]
+        return any("/" in name for row in rows for name in row)
 
     def write_scores(self, scores: Mapping[str, float], iteration: int) -> None:
         """Record an evaluation."""
@@ -126,7 +126,8 @@ class RecordNumbers(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """The last values of every smoothed number, as [value, iteration]."""
-        return {"history": recent_history(get_event_storage())} if self.writers else {}
+        storage = getattr(self.trainer, "storage", None)  # there is none before training
+        return {"history": recent_history(storage)} if self.writers and storage is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._history = state["history"]
