@@ -1,11 +1,13 @@
 """Loaders from a config."""
 
 import logging
+import signal
+from types import FrameType
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList
-from detectron2.data.build import build_batch_data_loader, build_detection_test_loader
+from detectron2.data.build import build_batch_data_loader, build_detection_test_loader, worker_init_reset_seed
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,6 +17,8 @@ from mfuser_d2.data.sampler import Draw, DrawSampler, RareClasses
 from mfuser_d2.data.statistics import class_counts
 
 logger = logging.getLogger(__name__)
+
+_GRACE = 60  # seconds that a worker outlives the request to end, so that the step in progress gets its images
 
 
 class DrawnDataset(Dataset):
@@ -80,20 +84,39 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader:
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
     )
-    return build_batch_data_loader(
+    loader = build_batch_data_loader(
         DrawnDataset([item for source in sources for item in source], mapper),
         sampler,
         cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=False,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+    loader.worker_init_fn = start_worker
+    return loader
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """A loader over one data set in order, one image a batch, scaled to its test size, split over the processes."""
     calm_opencv()
-    return build_detection_test_loader(
+    loader = build_detection_test_loader(
         DatasetCatalog.get(dataset_name),
         mapper=TestMapper(cfg, dataset_name),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+    loader.worker_init_fn = start_worker
+    return loader
+
+
+def start_worker(worker_id: int) -> None:
+    """Seed a worker, and let it outlive the signals that ask a run to end: the trainer ends its workers itself.
+
+    Ctrl-C and a scheduler's SIGTERM reach the whole process group; without its worker the step in progress would fail.
+    """
+    worker_init_reset_seed(worker_id)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+    signal.alarm(_GRACE)
