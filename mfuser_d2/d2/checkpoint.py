@@ -12,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from mfuser_d2.core.checkpoint import FORMAT, encoder_identity, load_trainable, trainable_state_dict
 from mfuser_d2.core.checkpoint_file import DamagedFileError, read_checkpoint, write_checkpoint, write_text
+from mfuser_d2.d2.official import convert_official as convert_official  # a stable name of this module
 
 logger = logging.getLogger(__name__)
 
