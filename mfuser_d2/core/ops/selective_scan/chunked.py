@@ -65,6 +65,10 @@ class _Inputs:
         per_step = self.batch * self.channels * self.A.shape[1]
         self.chunk = min(max(CHUNK_ELEMENTS // max(per_step, 1), MIN_CHUNK), MAX_CHUNK)
         self.starts = range(0, self.length, self.chunk)
+        steps = min(self.chunk, self.length)
+        self.decays = self.rates.new_empty(steps, *self.state_shape)  # one chunk's, written anew for the next
+        self.states = self.rates.new_empty(steps + 1, *self.state_shape)
+        self.decay_views, self.state_views = self.decays.unbind(0), self.states.unbind(0)
 
     def fixed(self, matrix: Tensor) -> Tensor:
         """(D, N) as (G, N, D/G)."""
@@ -90,15 +94,17 @@ class _Inputs:
 
 
 def _run_chunk(x: _Inputs, start: int, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Decays (K, ...) and states (K + 1, ...) of a chunk; the first state is the given one."""
+    """Decays (K, ...) and states (K + 1, ...) of a chunk, in x's buffers; the first state is the given one."""
     _, steps = x.steps(start)
-    decays = (steps * x.rates).exp_()  # (K, B, G, N, D/G)
-    states = decays.new_empty((decays.shape[0] + 1, *decays.shape[1:]))
-    states[0] = state
+    length = steps.shape[0]
+    decays, states = x.decays[:length], x.states[: length + 1]
+    torch.mul(steps, x.rates, out=decays).exp_()  # (K, B, G, N, D/G)
+    x.states[0] = state
     torch.mul(steps * x.rows(x.u, start), x.columns(x.B, start), out=states[1:])
-    views = states.unbind(0)
-    for t, decay in enumerate(decays.unbind(0)):
-        views[t + 1].addcmul_(decay, views[t])
+    before = x.state_views[0]
+    for decay, after in zip(x.decay_views[:length], x.state_views[1:]):
+        after.addcmul_(decay, before)
+        before = after
     return decays, states
 
 
@@ -175,10 +181,9 @@ class _Gradients:
         grad_states = grad_rows * x.columns(x.C, start)  # (K, B, G, N, D/G)
         grad_states[-1] += carry
         views = grad_states.unbind(0)
-        decay_views = decays.unbind(0)
         for t in range(len(views) - 2, -1, -1):
-            views[t].addcmul_(decay_views[t + 1], views[t + 1])
-        carry = decay_views[0] * views[0]
+            views[t].addcmul_(x.decay_views[t + 1], views[t + 1])
+        carry = x.decay_views[0] * views[0]
         self._add_map(0, x.B, start, _over_channels(x.B, grad_states, steps * inputs))
         self._add_map(1, x.C, start, _over_channels(x.C, states[1:], grad_rows))
         grad_drive = _over_states(in_map, grad_states)
