@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mfuser_d2.core.encoders.tower import VisionTower
 from mfuser_d2.core.inference import Size
 from mfuser_d2.core.ops.selective_scan import scan_backend
 from mfuser_d2.core.segmenter import Segmenter
@@ -46,7 +47,8 @@ class WindowModel(nn.Module):
     """What is exported: normalisation, backbone and head in one.
 
     Args:
-        segmenter: in eval mode and float32; it is changed: its text encoder makes way for the texts it gives.
+        segmenter: in eval mode and float32; it is changed: its text encoder makes way for the texts it gives, and its
+            position tables for those of this size.
         size: height and width of the window in pixels.
     Raises:
         ValueError: a segmenter of another precision.
@@ -62,6 +64,9 @@ class WindowModel(nn.Module):
         with torch.no_grad():
             head.text_encoder = FoldedTexts(head.text_encoder().clone())
             head.class_texts()  # fills the head's cache, which must not happen while the graph is recorded
+        for tower in segmenter.modules():
+            if isinstance(tower, VisionTower):
+                tower.fix_image_size(tuple(size))
         self.segmenter = segmenter
         self.size = tuple(size)
 

@@ -6,6 +6,7 @@ import torch
 from mfuser_d2.core.adapters import MVFuserBlock
 from mfuser_d2.core.backbone import DualEncoderBackbone
 from mfuser_d2.core.criterion import Criterion
+from mfuser_d2.core.encoders.builders import build_vfm, build_vlm
 from mfuser_d2.core.export import FoldedTexts, WindowModel, export_program, relative_difference
 from mfuser_d2.core.factory import build_backbone_parts, build_head
 from mfuser_d2.core.inference import InferenceSettings
@@ -18,7 +19,11 @@ SIZE = (32, 48)
 def make_segmenter(precision="float32") -> Segmenter:
     backbone = DualEncoderBackbone(
         **build_backbone_parts(
-            vfm={"name": "tiny_vfm"}, vlm={"name": "tiny_clip"}, image_size=SIZE, tap_layers=[0, 1, 2, 3], adapter="none"
+            vfm={"name": "tiny_vfm"},
+            vlm={"name": "tiny_clip"},
+            image_size=SIZE,
+            tap_layers=[0, 1, 2, 3],
+            adapter="none",
         )
     )
     head = build_head(
@@ -71,6 +76,16 @@ def test_an_adapter_is_a_short_graph_of_plain_operators():
     check_operators(program)
     assert len(program.graph.nodes) < 250  # a loop over 130 tokens would be thousands
     torch.testing.assert_close(program.module()(tokens), block(tokens), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["tiny_vfm", "tiny_clip", "tiny_eva02", "tiny_siglip"])
+def test_a_fixed_image_size_changes_no_token(name):
+    build = build_vfm if name == "tiny_vfm" else build_vlm
+    tower, images = build(name=name, image_size=(64, 64)), torch.randn(1, 3, 48, 72)
+    wanted = tower.embed(images)[0]
+    tower.fix_image_size((48, 72))
+    assert torch.equal(tower.embed(images)[0], wanted)
+    assert tower.native_grid == (6, 9)
 
 
 def test_half_precision_is_refused():

@@ -100,6 +100,12 @@ class TimmTower(VisionTower):
         )
         return rows[None]
 
+    def fix_image_size(self, image_size: tuple[int, int]) -> None:
+        grid, model = self.grid_of(image_size), self.model
+        if model.pos_embed is not None:
+            model.pos_embed = nn.Parameter(self._positions(grid, image_size).detach().clone(), requires_grad=False)
+        self.native_grid, self.scale_offset = grid, None
+
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         model = self.model
         grid = self.grid_of(images.shape[-2:])

@@ -99,6 +99,13 @@ class VisionTower(FrozenModule):
             mode: "bicubic" or "bilinear"; None takes what the authors' release takes for this encoder.
         """
 
+    def fix_image_size(self, image_size: tuple[int, int]) -> None:
+        """Resample the position table once to what `embed` gives images of this size; for exported graphs.
+
+        Other runtimes resample bicubically by other rules; a table that is ready needs none.
+        """
+        self.set_geometry(grid=self.grid_of(image_size))
+
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, Any]:
         """Patch tokens with positions, ready for block 0.
