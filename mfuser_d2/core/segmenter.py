@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +26,12 @@ from mfuser_d2.core.inference import (
     slide,
 )
 from mfuser_d2.core.ops.cpu_attention import CpuAttention
-from mfuser_d2.core.text_query_head import HeadOutput
+from mfuser_d2.core.ops.triton_support import has_triton
+from mfuser_d2.core.text_query_head import HeadOutput, TextQueryHead
 
+logger = logging.getLogger(__name__)
+
+COMPILE_BACKEND = "inductor"
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -39,6 +48,8 @@ class Segmenter(nn.Module):
         precision: number format of matrix products in `predict`: "float32", "float16" or "bfloat16". Norms, scan states
             and scores stay in float32. In training the caller runs `losses` under `autocast()`; the frozen encoders
             hold their weights in that format.
+        use_compile: run the network through `torch.compile`; the first call for each size of batch takes minutes at
+            full size. Without a compiler for the device it runs as it is, which is logged.
     Raises:
         KeyError: an unknown precision.
     """
@@ -54,6 +65,7 @@ class Segmenter(nn.Module):
         crop_size: Size,
         inference: InferenceSettings,
         precision: str = "float32",
+        use_compile: bool = False,
     ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
@@ -64,6 +76,8 @@ class Segmenter(nn.Module):
         self.crop_size = tuple(crop_size)
         self.inference = inference
         self.precision = precision
+        self.use_compile = use_compile
+        self._compiled: Callable[..., HeadOutput] | None = None
         if precision != "float32":
             for module in self.modules():
                 if isinstance(module, FrozenModule):
@@ -114,7 +128,25 @@ class Segmenter(nn.Module):
 
     def predict_all(self, images: Tensor) -> HeadOutput:
         """Every prediction of the head for normalised images (N, 3, H, W)."""
-        return self.sem_seg_head(self._features(images))
+        return self._network()(images)
+
+    def _run(self, images: Tensor, *, last_only: bool = False) -> HeadOutput:
+        return self.sem_seg_head(self._features(images), last_only=last_only)
+
+    def _network(self) -> Callable[..., HeadOutput]:
+        """`_run`, or the program compiled from it."""
+        if self.use_compile and self._compiled is None:
+            obstacle = compiler_obstacle(self.device)
+            if obstacle:
+                logger.warning("MODEL.MFUSER.COMPILE is not followed: %s", obstacle)
+                self.use_compile = False
+            else:
+                # The few sizes of batch that occur get a program each, instead of a slower one for any size.
+                self._compiled = torch.compile(self._run, dynamic=False, backend=COMPILE_BACKEND)
+        return self._compiled if self.use_compile else self._run
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}  # a copy's program would go on running the original
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         # Our own backbone leaves two deconvolutions to the head's projections; a foreign one gives plain maps.
@@ -124,8 +156,11 @@ class Segmenter(nn.Module):
 
     def window_scores(self, images: Tensor) -> Tensor:
         """Scores (N, K, H, W) of normalised windows (N, 3, H, W) in one pass."""
-        with CpuAttention():
-            output = self.sem_seg_head(self._features(images), last_only=True)
+        network = self._network()
+        if self.use_compile and isinstance(self.sem_seg_head, TextQueryHead):
+            self.sem_seg_head.class_texts()  # kept from here on, so that the text encoder is not compiled as well
+        with nullcontext() if self.use_compile else CpuAttention():
+            output = network(images, last_only=True)
         return resize_scores(class_scores(output.class_logits[-1], output.mask_logits[-1]), tuple(images.shape[-2:]))
 
     @torch.no_grad()
@@ -163,6 +198,14 @@ class Segmenter(nn.Module):
             stride=settings.stride,
             batch=settings.batch,
         )
+
+
+def compiler_obstacle(device: torch.device) -> str | None:
+    """Why `torch.compile` cannot make programs for a device, or None."""
+    if device.type == "cuda":
+        return None if has_triton() else "Triton, which compiles for GPUs, is not installed"
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    return None if any(map(shutil.which, names)) else f"none of {names} is installed; set CXX to a C++ compiler"
 
 
 def pad_to_common(tensors: Sequence[Tensor], *, at_least: Size, value: float) -> Tensor:

@@ -155,6 +155,9 @@ def _add_inference_config(node: CfgNode) -> None:
     node.PRECISION = "float32"
     # Recompute encoder blocks in the backward pass instead of storing their activations: less memory, more time.
     node.CHECKPOINT = False
+    # Run the network through torch.compile. Faster steps after minutes of compiling, once for each size of batch; for
+    # training and inference on many images of one size. Needs Triton on a GPU, a C++ compiler on a CPU.
+    node.COMPILE = False
 
 
 def _add_head_config(node: CfgNode) -> None:

@@ -55,6 +55,7 @@ class MFuser(Segmenter):
                 flip=node.INFERENCE.FLIP,
             ),
             "precision": node.PRECISION,
+            "use_compile": node.COMPILE,
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
