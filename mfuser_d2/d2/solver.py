@@ -65,7 +65,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
     groups = parameter_groups(model, base_lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, no_decay=solver.NO_DECAY)
     for group in groups:
         del group["param_names"]
-    return torch.optim.AdamW(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), weight_decay=solver.WEIGHT_DECAY)
+    # Fused: one kernel for all parameters, which on a GPU also spares hundreds of launches a step.
+    return torch.optim.AdamW(
+        groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), weight_decay=solver.WEIGHT_DECAY, fused=True
+    )
 
 
 Clip = Callable[[Sequence[nn.Parameter]], None]
