@@ -85,7 +85,7 @@ def make(
 
 
 def train_and_predict(network: Segmenter) -> None:
-    """Six steps on one batch; every trained parameter takes part, frozen ones stay, the loss falls."""
+    """Ten steps on one batch; every trained parameter takes part, frozen ones stay, the loss falls."""
     images = list(torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8))
     labels = list(torch.randint(0, 3, (2, 3, 4)).repeat_interleave(16, 1).repeat_interleave(16, 2))
     frozen = {name: p.clone() for name, p in network.named_parameters() if not p.requires_grad}
@@ -93,7 +93,7 @@ def train_and_predict(network: Segmenter) -> None:
     optimizer = torch.optim.AdamW(trained.values(), lr=3e-3)
     network.train()
     totals = []
-    for _ in range(6):
+    for _ in range(10):  # six came within noise of the bound: dropout and random points move single steps by 2 %
         total = sum(network.losses(images, labels).values())
         optimizer.zero_grad()
         total.backward()

@@ -219,7 +219,7 @@ def test_unknown_convention_is_refused_before_the_first_image(dataset) -> None:
 
 
 TWO_PROCESSES = textwrap.dedent("""
-    import json, pathlib, sys, time
+    import json, os, pathlib, sys, time
     import torch, torch.distributed as dist
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.utils import comm
@@ -242,6 +242,7 @@ TWO_PROCESSES = textwrap.dedent("""
     deadline = time.monotonic() + 100
     while not finished.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    os._exit(0)  # all is written; gloo's threads sometimes abort the interpreter's own way out
 """)
 
 

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 def measure_step(arguments: argparse.Namespace, config_file: str, precision: str, checkpoint: str) -> dict:
     """The row of a config in one precision, with or without checkpointing."""
     from mfuser_d2.d2.solver import build_clip, build_optimizer
+    from mfuser_d2.d2.bad_step import BadSteps
     from mfuser_d2.d2.train_step import PrecisionTrainer, training_dtype
 
     device = arguments.device
@@ -63,6 +64,7 @@ def measure_step(arguments: argparse.Namespace, config_file: str, precision: str
         optimizer=build_optimizer(cfg, model),
         dtype=training_dtype(cfg),
         clip=build_clip(cfg),
+        bad_steps=BadSteps(cfg.OUTPUT_DIR),
     )
     rates = [matrix_rates(precision, device)]
     row = {"benchmark": "train", "config": name_of(config_file), "precision": precision}
