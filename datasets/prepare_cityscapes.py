@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mfuser_d2.data.convert import Expected, Job, conclude, match_halves, prepare_all, require_any  # noqa: E402
 from mfuser_d2.data.prepare import Report, build_parser, run_program  # noqa: E402
+from mfuser_d2.data.reading import check_pixels  # noqa: E402
 
 EXPECTED = {"train": Expected(num_pairs=2975, size=(1024, 2048)), "val": Expected(num_pairs=500, size=(1024, 2048))}
 IMAGE_ENDING, POLYGON_ENDING = "_leftImg8bit.png", "_gtFine_polygons.json"
@@ -32,10 +33,11 @@ def draw_polygons(job: Job) -> np.ndarray:
     annotation = Annotation()
     try:
         annotation.fromJsonFile(str(job.source))
+        check_pixels(job.source, annotation.imgHeight, annotation.imgWidth, "polygon file")
         return np.array(createLabelImage(annotation, "trainIds"))
     except SystemExit as error:  # cityscapesscripts leaves the program at an unknown class
         raise ValueError(f"polygon file {job.source} names a class that cityscapesscripts does not know") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError) as error:
         raise ValueError(f"polygon file {job.source} cannot be read ({error}); unpack gtFine again") from error
 
 

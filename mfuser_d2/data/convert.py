@@ -14,7 +14,7 @@ from PIL import Image
 
 from mfuser_d2.data.labels import CLASSES, IGNORE_LABEL, NUM_CLASSES, to_train_ids
 from mfuser_d2.data.prepare import Report, encode_png, is_current, read_record, write_atomically, write_record
-from mfuser_d2.data.reading import read_ids, read_labels, read_size
+from mfuser_d2.data.reading import UNREADABLE, check_pixels, read_ids, read_labels, read_size
 
 VERSION = 1
 """Raised whenever the same source would give another target; older targets are then made again."""
@@ -73,8 +73,11 @@ def read_palette_ids(path: Path) -> np.ndarray:
                     f"label file {path} has mode {picture.mode}, wanted palette indices (P) or ids (L): these are "
                     "colours; unpack the publisher's label archive again"
                 )
+            check_pixels(path, picture.height, picture.width, "label file")
             return np.array(picture)
-    except (OSError, SyntaxError) as error:
+    except UNREADABLE as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
         raise ValueError(f"label file {path} cannot be read ({error}); unpack it again") from error
 
 

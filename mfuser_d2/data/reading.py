@@ -1,6 +1,10 @@
 """Reads images and labels, and says which file is wrong and how to mend it."""
 
+import contextlib
 import os
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import cv2
@@ -10,6 +14,10 @@ from PIL import Image
 from mfuser_d2.data.labels import CLASSES, IGNORE_LABEL, invalid_labels
 
 PathLike = str | os.PathLike[str]
+MAX_PIXELS = 89_478_485
+"""Larger pictures are refused before they are decoded (Pillow's own limit; about 9,459 x 9,459)."""
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises for damaged files."""
 _TAIL = 4096  # bytes at the end of a file in which its closing mark has to be
 
 
@@ -30,10 +38,36 @@ def _read(path: PathLike, flags: int, kind: str) -> np.ndarray:
         raise FileNotFoundError(problem) from error
     if content.size and not _has_end(content[-_TAIL:].tobytes(), Path(path).suffix.lower()):
         raise ValueError(f"{kind} {path} is truncated ({content.size} bytes); unpack or download it again")
-    array = cv2.imdecode(content, flags) if content.size else None
+    array = None
+    if content.size:
+        _read_header(path, kind)
+        with contextlib.suppress(cv2.error):  # what it cannot decode is None or an error
+            array = cv2.imdecode(content, flags)
     if array is None:
         raise ValueError(f"{kind} {path} cannot be decoded ({content.size} bytes); unpack or download it again")
     return array
+
+
+def _read_header(path: PathLike, kind: str) -> tuple[int, int]:
+    """(height, width) of a picture that is not too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+            with Image.open(path) as picture:
+                width, height = picture.size
+    except UNREADABLE as error:
+        raise ValueError(f"{kind} {path} cannot be decoded ({error}); unpack or download it again") from error
+    check_pixels(path, height, width, kind)
+    return height, width
+
+
+def check_pixels(path: PathLike, height: int, width: int, kind: str = "image") -> None:
+    """Raise ValueError for a picture of more than MAX_PIXELS, whose decoding could take all memory."""
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"{kind} {path} says it is {height}x{width} (H x W), more than {MAX_PIXELS:,} pixels, and is not decoded; "
+            "make it smaller or leave it out"
+        )
 
 
 def _has_end(tail: bytes, suffix: str) -> bool:
@@ -75,12 +109,11 @@ def read_size(path: PathLike) -> tuple[int, int]:
             tail = stream.read()
         if not _has_end(tail, Path(path).suffix.lower()):
             raise ValueError(f"image {path} is truncated; unpack or download it again")
-        with Image.open(path) as picture:
-            return picture.height, picture.width
     except FileNotFoundError:
         raise FileNotFoundError(f"image {path} is missing; unpack the image archive again") from None
-    except (OSError, SyntaxError) as error:
+    except OSError as error:
         raise ValueError(f"image {path} cannot be read ({error}); unpack or download it again") from error
+    return _read_header(path, "image")
 
 
 def read_labels(path: PathLike) -> np.ndarray:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from mfuser_d2.data.reading import UNREADABLE, check_pixels
 
 _ONE_CHANNEL_MODES = ("L", "P", "I", "I;16", "I;16B", "I;16L", "1")
 
@@ -22,10 +24,13 @@ def read_label(path: str | Path) -> np.ndarray:
                     f"{path} is an image of mode {image.mode}, wanted one channel of trainIds; run the data set's "
                     "datasets/prepare_<name>.py, and point at its labels, not at a colour map"
                 )
+            check_pixels(path, image.height, image.width, "label")
             return np.array(image)
     except FileNotFoundError as error:
         raise ValueError(f"label {path} is missing; run the data set's datasets/prepare_<name>.py") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except UNREADABLE as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
         raise ValueError(f"label {path} cannot be read ({error}); is it truncated? Prepare it again") from error
 
 
