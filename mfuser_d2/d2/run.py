@@ -55,6 +55,25 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def reason_outside(error: Exception) -> str:
+    """What outside the program may have caused an error, "" where nothing is known."""
+    text = str(error).lower()
+    if not isinstance(error, RuntimeError):
+        return ""
+    if "dataloader worker" in text:  # raised wherever the program was when the worker ended
+        return (
+            f"{first_line(error)} Memory may have been short: lower DATALOADER.NUM_WORKERS, and start again with "
+            "--resume."
+        )
+    words = ("peer", "connection", "socket", "timed out", "nccl", "gloo")
+    if comm.get_world_size() > 1 and any(word in text for word in words):
+        return (
+            f"another process of this run was gone ({first_line(error)}); what it said itself, or the scheduler, tells "
+            "why. Start again with --resume."
+        )
+    return ""
+
+
 def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Prepare one process of a run.
 

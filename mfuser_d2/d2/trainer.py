@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -29,14 +28,14 @@ from mfuser_d2.d2.checkpoint import MFuserCheckpointer
 from mfuser_d2.d2.hooks import AverageWeights, EvaluateRegularly, KeepCheckpoints, ProgressPrinter
 from mfuser_d2.d2.metrics import MetricsFile, RecordNumbers
 from mfuser_d2.d2.processes import synchronise_batch_norm, wrap_for_processes
-from mfuser_d2.d2.run import TRAINING_ERRORS, RunError, first_line
+from mfuser_d2.d2.protocol import protocol_of, source_datasets
+from mfuser_d2.d2.run import TRAINING_ERRORS, RunError, reason_outside
 from mfuser_d2.d2.solver import build_clip, build_lr_scheduler, build_optimizer
 from mfuser_d2.d2.stopping import StopSignals
 from mfuser_d2.d2.train_step import DataError, PrecisionTrainer, training_dtype
 from mfuser_d2.d2.validation import validate_config
 from mfuser_d2.data import build_test_loader, build_train_loader
-from mfuser_d2.data.mapper import test_size
-from mfuser_d2.evaluation import build_evaluator, describe_protocol, summarize, target_mean
+from mfuser_d2.evaluation import build_evaluator, summarize, target_mean
 
 logger = logging.getLogger(__name__)
 
@@ -130,11 +129,9 @@ class MFuserTrainer(DefaultTrainer):
             except TRAINING_ERRORS:
                 raise
             except Exception as error:
-                if isinstance(error, RuntimeError) and _is_lost_peer(error):
-                    raise RunError(
-                        f"At iteration {self.iter} another process of this run was gone ({first_line(error)}); what it "
-                        "said itself, or the scheduler, tells why. Start again with --resume."
-                    ) from error
+                reason = reason_outside(error)
+                if reason:
+                    raise RunError(f"Training ended at iteration {self.iter}: {reason}") from error
                 logger.exception("Training failed at iteration %d:", self.iter)
                 raise
             finally:
@@ -289,39 +286,9 @@ class MFuserTrainer(DefaultTrainer):
         return results
 
 
-def source_datasets(cfg: CfgNode) -> list[str]:
-    """The test sets that are another split of a training set ("streets_sem_seg_val" of "streets_sem_seg_train")."""
-    trained = {name.rsplit("_", 1)[0] for name in cfg.DATASETS.TRAIN}
-    return [name for name in cfg.DATASETS.TEST if name.rsplit("_", 1)[0] in trained]
-
-
-def protocol_of(cfg: CfgNode, *, weights: str | None = None) -> dict[str, Any]:
-    """Everything the numbers of an evaluation depend on, for the foot of the table."""
-    inference = cfg.MODEL.MFUSER.INFERENCE
-    mappings = {name: MetadataCatalog.get(name).get("label_mapping") for name in cfg.DATASETS.TEST}
-    return describe_protocol(
-        weights=weights or cfg.MODEL.WEIGHTS,
-        absent_class=cfg.TEST.MFUSER.ABSENT_CLASS,
-        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        inference_mode=inference.MODE,
-        crop_size=inference.CROP_SIZE,
-        stride=inference.STRIDE,
-        test_sizes={name: test_size(cfg, name) for name in cfg.DATASETS.TEST},
-        mappings={name: mapping for name, mapping in mappings.items() if mapping},
-        train_datasets=cfg.DATASETS.TRAIN,
-        precision=cfg.MODEL.MFUSER.PRECISION,
-        test_time_augmentation={"scales": list(inference.SCALES), "flip": inference.FLIP},
-    )
-
-
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = seed
     cfg.freeze()
     return cfg
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    words = ("peer", "connection", "socket", "timed out", "nccl", "gloo")
-    return comm.get_world_size() > 1 and any(word in str(error).lower() for word in words)

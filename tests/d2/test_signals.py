@@ -1,0 +1,328 @@
+"""What ends a run from outside: signals, data that vanish, a full disk, short memory, numbers that go wrong."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2", reason="the Detectron2 side needs Detectron2")
+
+import torch  # noqa: E402
+
+from mfuser_d2.core.checkpoint_file import read_checkpoint  # noqa: E402
+from mfuser_d2.d2.bad_step import repeat_step  # noqa: E402
+from mfuser_d2.d2.run import RunError, repeat_exactly  # noqa: E402
+from mfuser_d2.d2.stopping import Stopped  # noqa: E402
+from mfuser_d2.d2.train_step import DataError  # noqa: E402
+from mfuser_d2.data.prepare import Report  # noqa: E402
+from mfuser_d2.data.streets.writer import write_streets  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.fixture
+def trainer(toy_cfg, toy_trainer_class):
+    """Makes a trainer of the toy run, without evaluation unless a period is given."""
+
+    def make(*, resume: bool = True, evaluates: bool = False, **solver):
+        if not evaluates:
+            toy_cfg.DATASETS.TEST = ()
+        for key, value in solver.items():
+            toy_cfg.SOLVER[key] = value
+        made = toy_trainer_class(toy_cfg)
+        made.resume_or_load(resume=resume)
+        return made
+
+    return make
+
+
+def during_step(trainer, number: int, action) -> None:
+    """Do something in the middle of a step: after the forward pass."""
+
+    def hook(module, inputs, output) -> None:
+        if trainer.iter == number:
+            action()
+
+    trainer.model.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_signal_ends_after_the_step_saves_and_says_where(trainer, toy_cfg, number: int, caplog):
+    whole = trainer(MAX_ITER=9, CHECKPOINT_PERIOD=100)
+    whole.train()
+    toy_cfg.OUTPUT_DIR += "_stopped"
+    before = signal.getsignal(number)
+    run = trainer()
+    during_step(run, 4, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Stopped) as stopped:
+        run.train()
+    assert stopped.value.code == 128 + number and signal.getsignal(number) is before
+    path = Path(toy_cfg.OUTPUT_DIR) / "model_0000004.pth"
+    assert f"Ended by {number.name} after iteration 4; {path} has everything. Start again with --resume" in caplog.text
+    again = trainer()
+    assert again.start_iter == 5
+    again.train()
+    state = again.model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in whole.model.state_dict().items())
+
+
+def test_signal_in_an_evaluation_ends_at_once_and_the_evaluation_is_made_up_for(trainer, toy_cfg, capfd):
+    toy_cfg.TEST.EVAL_PERIOD = 5
+    run = trainer(evaluates=True, CHECKPOINT_PERIOD=100)
+    test = type(run).test
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        return test(*args, **kwargs)
+
+    run.test = interrupted
+    begin = time.monotonic()
+    with pytest.raises(Stopped):
+        run.train()
+    assert time.monotonic() - begin < 5
+    assert "SIGTERM: ending; the checkpoint before this evaluation holds everything" in capfd.readouterr().err
+    again = trainer(evaluates=True)
+    assert again.start_iter == 5
+    again.train()
+    lines = [json.loads(line) for line in (Path(toy_cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "mean/mIoU" in line] == [4, 8]
+
+
+def test_second_signal_after_a_while_ends_without_saving(trainer, toy_cfg, monkeypatch: pytest.MonkeyPatch):
+    run = trainer()
+    clock = iter([10.0, 11.0, 13.5])  # one, its echo from a parent process, and another one
+
+    def thrice() -> None:
+        monkeypatch.setattr("mfuser_d2.d2.stopping.time.monotonic", lambda: next(clock))
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    during_step(run, 1, thrice)
+    with pytest.raises(Stopped):
+        run.train()
+    assert not list(Path(toy_cfg.OUTPUT_DIR).glob("*.pth")) and next(clock, None) is None
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("datasets")
+    write_streets(root / "streets", report=Report(jobs=1), num_train=3, num_val=1, size=(64, 72))
+    return root
+
+
+PROGRAM = [
+    sys.executable, str(ROOT / "tools" / "train_net.py"), "--resume", "--config-file",
+    str(ROOT / "configs" / "quickstart" / "mfuser_tiny_clip.yaml"),
+    "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "100000", "SOLVER.LOG_PERIOD", "1",
+    "SOLVER.IMS_PER_BATCH", "1", "INPUT.CROP.SIZE", "[64,64]", "MODEL.MFUSER.IMAGE_SIZE", "[64,64]",
+    "MODEL.MFUSER.INFERENCE.CROP_SIZE", "[64,64]", "MODEL.MFUSER.INFERENCE.STRIDE", "[64,64]",
+    "MODEL.SEM_SEG_HEAD.TRAIN_NUM_POINTS", "64", "DATALOADER.MFUSER.RCS_MIN_PIXELS", "20", "DATASETS.TEST", "()",
+    "DATALOADER.NUM_WORKERS", "1",
+]  # fmt: skip
+
+
+def running(output: Path, data_root: Path) -> subprocess.Popen:
+    """The program, in a process group of its own, after its first steps."""
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(data_root), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*PROGRAM, "OUTPUT_DIR", str(output)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 120
+    while not (output / "metrics.json").exists():
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        assert time.monotonic() < end, "it takes too long to begin"
+        time.sleep(0.05)
+    return process
+
+
+def test_ctrl_c_reaches_the_worker_as_well_and_the_run_still_saves(data_root: Path, tmp_path: Path):
+    process = running(tmp_path, data_root)
+    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # a shell's and a scheduler's
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, text[-3000:]
+    assert "has everything" in text and "Traceback" not in text
+    rows = (tmp_path / "metrics.json").read_text().splitlines()
+    saved = tmp_path / (tmp_path / "last_checkpoint").read_text()
+    assert read_checkpoint(saved)["iteration"] == json.loads(rows[-1])["iteration"] == len(rows) - 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the worker by /proc")
+def test_killed_worker_ends_the_run_with_its_reason_after_saving(data_root: Path, tmp_path: Path):
+    process = running(tmp_path, data_root)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 1 and "Traceback" not in text, text[-3000:]
+    assert "is killed by signal: Killed" in text and "lower DATALOADER.NUM_WORKERS" in text
+
+
+def test_data_set_that_vanishes_is_named_and_nothing_trained_is_lost(trainer, toy_cfg):
+    run = trainer(CHECKPOINT_PERIOD=100)
+    batches = run._trainer.data_loader
+
+    class Vanishing:
+        def __iter__(self):
+            for step, items in enumerate(batches):
+                if step == 5:
+                    raise FileNotFoundError("Caught it in a worker.\nTraceback\nimage /sets/a.png cannot be opened")
+                yield items
+
+    run._trainer.data_loader = Vanishing()
+    with pytest.raises(DataError, match="iteration 5 could not be read: image /sets/a.png .* bring the data set back"):
+        run.train()
+    assert trainer().start_iter == 5
+
+
+def test_output_folder_that_is_removed_is_made_again(trainer, toy_cfg, caplog):
+    run = trainer(MAX_ITER=8, CHECKPOINT_PERIOD=3)
+    during_step(run, 4, lambda: shutil.rmtree(toy_cfg.OUTPUT_DIR))
+    run.train()
+    names = {path.name for path in Path(toy_cfg.OUTPUT_DIR).iterdir()}
+    assert {"model_0000005.pth", "model_final.pth", "metrics.json", "last_checkpoint"} <= names
+
+
+def test_full_disk_ends_the_run_and_keeps_the_checkpoint_before(trainer, toy_cfg):
+    """The limit on the size of files stands in for a full disk: writing fails in the middle of the file."""
+    run = trainer(MAX_ITER=8, CHECKPOINT_PERIOD=3)
+    folder = Path(toy_cfg.OUTPUT_DIR)
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    during_step(run, 5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1])))
+    try:
+        with pytest.raises(OSError, match="model_0000005.pth could not be written.*Free space or change OUTPUT_DIR"):
+            run.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in folder.glob("*.pth")] == ["model_0000002.pth"] and not list(folder.glob(".*.tmp"))
+    assert trainer().start_iter == 3
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("out of memory"), "allocate"])
+def test_short_memory_in_evaluation_says_what_to_lower_and_loses_nothing(trainer, toy_cfg, error):
+    run = trainer(evaluates=True, CHECKPOINT_PERIOD=100)
+
+    def starved(*args, **kwargs) -> None:
+        if isinstance(error, Exception):
+            raise error
+        torch.empty(2**60, dtype=torch.uint8)
+
+    run.test = starved
+    with pytest.raises(RunError, match="Memory was short .* is in .*model_final.pth. Lower MODEL.MFUSER.INFERENCE"):
+        run.train()
+    again = trainer(evaluates=True)
+    again.train()
+    assert "mean/mIoU" in (Path(toy_cfg.OUTPUT_DIR) / "metrics.json").read_text()
+
+
+def spoil(run, numbers: set[int]) -> None:
+    """Make the bias infinite in the forward pass of some steps; batch statistics stay as they are."""
+
+    def hook(module, inputs, output):
+        return output * float("inf") if run.iter in numbers and module.training else output
+
+    run.model.norm.register_forward_hook(hook)
+
+
+def test_bad_step_is_recorded_with_its_first_module_and_can_be_repeated(trainer, toy_cfg, toy_trainer_class):
+    run = trainer(MAX_ITER=8)
+    run.model.norm.register_forward_hook(
+        lambda module, inputs, output: output / (run.iter != 3) if run.iter == 3 else output
+    )
+    with pytest.raises(
+        FloatingPointError, match=r"iteration 3: loss_cls=nan.*first in the output of norm .BatchNorm2d"
+    ):
+        run.train()
+    path = Path(toy_cfg.OUTPUT_DIR) / "bad_step_0000003_0.pth"
+    model = toy_trainer_class.build_model(toy_cfg)
+    losses, first = repeat_step(path, model)
+    assert set(losses) == {"loss_cls", "loss_cls_0"} and all(value == value for value in losses.values()) and not first
+    state = run.model.state_dict()
+    assert all(
+        torch.equal(value, state[key]) for key, value in read_checkpoint(path)["model"].items() if "running" not in key
+    )
+    model.norm.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    losses, first = repeat_step(path, model)
+    assert not any(value == value for value in losses.values()) and first == "the output of norm (BatchNorm2d)"
+    images = read_checkpoint(path)["bad_step"]["batch"]
+    assert [item["file_name"] for item in images] == ["image_0.png", "image_1.png"] and images[0][
+        "image"
+    ].dtype == torch.uint8
+
+
+def test_bad_steps_are_left_out_up_to_the_number_asked_for(trainer, toy_cfg, caplog):
+    run = trainer(MAX_ITER=8, CHECKPOINT_PERIOD=4, MAX_BAD_STEPS=2)
+    weights = {}
+    spoil(run, {2, 5})
+    step = run.run_step
+
+    def watched() -> None:
+        weights[run.iter] = {key: value.clone() for key, value in run.model.state_dict().items()}
+        step()
+
+    run.run_step = watched
+    run.train()
+    for number in (2, 5):
+        assert all(torch.equal(value, weights[number + 1][key]) for key, value in weights[number].items())
+    assert not torch.equal(weights[3]["head.weight"], weights[4]["head.weight"])
+    assert "(1 of SOLVER.MAX_BAD_STEPS=2)" in caplog.text and "(2 of SOLVER.MAX_BAD_STEPS=2)" in caplog.text
+    assert all(value.isfinite().all() for value in run.model.state_dict().values())
+
+    more = trainer(MAX_ITER=12)  # the count is the run's, not the process's
+    spoil(more, {9})
+    with pytest.raises(FloatingPointError, match="stopped at iteration 9"):
+        more.train()
+
+
+def test_deterministic_mode_asks_torch_for_it():
+    was = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        repeat_exactly()
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    finally:
+        torch.use_deterministic_algorithms(was)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def test_deterministic_run_repeats_bit_for_bit(trainer, toy_cfg):
+    states = []
+    was = torch.are_deterministic_algorithms_enabled()
+    try:
+        repeat_exactly()
+        for name in ("a", "b"):
+            toy_cfg.OUTPUT_DIR = str(Path(toy_cfg.OUTPUT_DIR).with_name(name))
+            torch.rand(len(states) + 1)  # what happened in the process before does not matter
+            run = trainer(MAX_ITER=6)
+            run.train()
+            states.append(run.model.state_dict())
+    finally:
+        torch.use_deterministic_algorithms(was)
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_slow_loader_is_warned_of_once(trainer, toy_cfg, caplog):
+    run = trainer(MAX_ITER=8)
+    batches = run._trainer.data_loader
+
+    class Slow:
+        def __iter__(self):
+            for items in batches:
+                time.sleep(0.05)
+                yield items
+
+    run._trainer.data_loader = Slow()
+    run.train()
+    warnings = [record.message for record in caplog.records if "waiting for data" in record.message]
+    assert len(warnings) == 1 and "raise DATALOADER.NUM_WORKERS" in warnings[0]
