@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure_step(arguments: argparse.Namespace, config_file: str, precision: str, checkpoint: str) -> dict:
     """The row of a config in one precision, with or without checkpointing."""
-    from mfuser_d2.d2.solver import build_clip, build_optimizer
     from mfuser_d2.d2.bad_step import BadSteps
+    from mfuser_d2.d2.solver import build_clip, build_optimizer
     from mfuser_d2.d2.train_step import PrecisionTrainer, training_dtype
 
     device = arguments.device
