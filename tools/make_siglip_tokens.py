@@ -2,7 +2,7 @@
 
     python tools/make_siglip_tokens.py spiece.model > mfuser_d2/core/encoders/siglip_tokens.json
 
-The file is spiece.model or tokenizer.json of any English SigLIP (version 1) model; it needs sentencepiece or tokenizers.
+The file is spiece.model or tokenizer.json of any English SigLIP (version 1); sentencepiece or tokenizers reads it.
 """
 
 import argparse

@@ -19,8 +19,8 @@ def slide_labels(
 
     Args:
         image: (3, H, W), any dtype.
-        predict: windows (M, 3, h, w) of `image` to scores (M, K, h, w); h, w are `crop_size`, or smaller where the image
-            is.
+        predict: windows (M, 3, h, w) of `image` to scores (M, K, h, w); h, w are `crop_size`, or smaller where the
+            image is.
         crop_size, stride: (height, width) in pixels.
         batch: windows per call of `predict`.
     Returns:
