@@ -90,15 +90,20 @@ def _wait(device: str) -> None:
 
 def prepare_memory_measurement() -> None:
     """Makes glibc hand freed blocks back to the system, so that resident memory shows what is in use. Slows timing."""
+    _call_glibc("mallopt", MMAP_THRESHOLD, 1 << 16)
+
+
+def _call_glibc(name: str, *arguments: int) -> None:
     try:
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 16)
+        getattr(ctypes.CDLL(None), name)(*arguments)
     except (OSError, AttributeError):
-        logger.warning("no mallopt here: memory on the CPU is underestimated")
+        logger.warning("no %s here: memory on the CPU is underestimated", name)
 
 
 def peak_extra_bytes(call: Callable[[], object], device: str) -> int | None:
     """Highest memory in use during `call` beyond that before it, outputs and gradients included; None if unknown."""
     gc.collect()
+    _call_glibc("malloc_trim", 0)  # or blocks freed before would be filled again unseen
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
