@@ -97,7 +97,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"Checkpoint {path} does not exist; check MODEL.WEIGHTS, or OUTPUT_DIR with --resume.")
     _refuse_other_files(path)
-    _check_archive(path)
+    check_archive(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -185,18 +185,23 @@ def _refuse_other_files(path: Path) -> None:
         raise DamagedFileError(f"{path} is a Git LFS pointer, not the file: fetch it with `git lfs pull`.")
 
 
-def _check_archive(path: Path) -> None:
-    """Compare the checksums of the parts: torch itself does not look at them and would load altered weights."""
+def check_archive(path: Path, *, may_be_compressed: bool = False) -> None:
+    """Compare the checksums of an archive's parts: torch does not look at them and would load altered weights.
+
+    Raises:
+        DamagedFileError: one does not fit, or the archive cannot be read.
+        ValueError: parts are compressed.
+    """
     if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
         return
     is_compressed = False
     try:
         with zipfile.ZipFile(path) as archive:
             is_compressed = any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())
-            altered = None if is_compressed else archive.testzip()
+            altered = archive.testzip() if may_be_compressed or not is_compressed else None
     except Exception as error:  # zipfile reports damage with many types
         altered = _first_line(error)
-    if is_compressed:  # a small file could unpack to more than the disk holds
+    if is_compressed and not may_be_compressed:  # a small file could unpack to more than the disk holds
         raise ValueError(f"{path} is refused: torch never compresses checkpoints, but parts of this file are.")
     if altered is not None:
         raise DamagedFileError(

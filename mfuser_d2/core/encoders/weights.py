@@ -10,7 +10,7 @@ import torch
 from timm.models import eva, load_state_dict_from_hf, vision_transformer
 from torch import Tensor, nn
 
-from mfuser_d2.core.checkpoint_file import read_checkpoint
+from mfuser_d2.core.checkpoint_file import DamagedFileError, check_archive, read_checkpoint
 from mfuser_d2.core.encoders.key_rules import EVA02_VISION, SIGLIP_TEXT, SIGLIP_VISION
 from mfuser_d2.core.encoders.text import TextTower
 from mfuser_d2.core.key_map import apply_rules
@@ -34,7 +34,7 @@ def read_encoder_file(path: str, *, source: str) -> dict[str, Tensor]:
     elif not Path(path).is_file():
         raise FileNotFoundError(f"encoder weights {path} do not exist; get {source}")
     elif _is_torchscript(path):
-        state = torch.jit.load(path, map_location="cpu").state_dict()
+        state = _read_torchscript(path)
     else:
         state = read_checkpoint(path)["model"]
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
@@ -43,8 +43,21 @@ def read_encoder_file(path: str, *, source: str) -> dict[str, Tensor]:
 def _is_torchscript(path: str) -> bool:
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("constants.pkl") for name in archive.namelist())
+    except Exception:  # damaged, which read_checkpoint reports
+        return False
+
+
+def _read_torchscript(path: str) -> dict[str, Tensor]:
+    check_archive(Path(path), may_be_compressed=True)
+    try:
+        return torch.jit.load(path, map_location="cpu").state_dict()
+    except Exception as error:  # torch reports damage with many types
+        raise DamagedFileError(
+            f"{path} is damaged or no TorchScript archive: {str(error).splitlines()[0][:200]}. Download it again."
+        ) from error
 
 
 def load_timm(model: nn.Module, weights: str, *, source: str) -> None:
