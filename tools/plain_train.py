@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train and evaluate MFuser in a plain PyTorch loop: the quickstart's network and data, without Detectron2.
 
-    python tools/plain_train.py [--max-iter 600] [--output output/plain]
+    python tools/plain_train.py [--max-iter 660] [--output output/plain]
 
 It shows how little the network needs around it. For configs, several GPUs, resuming and real data sets take
 tools/train_net.py; its --eval-only reads the checkpoint that this loop writes.
@@ -38,7 +38,7 @@ from mfuser_d2.evaluation.label_files import write_label  # noqa: E402
 # The numbers of configs/quickstart/mfuser_tiny_eva02.yaml; a test compares them.
 SOURCE, TARGETS = "streets_sem_seg_val", [f"streets_{name}_sem_seg_val" for name in ("night", "fog", "sketch")]
 CROP, STRIDE = (128, 128), (96, 96)
-BATCH, MAX_ITER, WARMUP_ITERS, BASE_LR, WEIGHT_DECAY = 8, 600, 50, 1e-3, 1e-5
+BATCH, MAX_ITER, WARMUP_ITERS, BASE_LR, WEIGHT_DECAY = 8, 660, 50, 1e-3, 1e-5
 
 
 def build_network() -> Segmenter:
