@@ -164,7 +164,9 @@ def test_killed_worker_ends_the_run_with_its_reason_after_saving(data_root: Path
     os.kill(int(workers[-1]), signal.SIGKILL)
     text, _ = process.communicate(timeout=100)
     assert process.returncode == 1 and "Traceback" not in text, text[-3000:]
-    assert "is killed by signal: Killed" in text and "lower DATALOADER.NUM_WORKERS" in text
+    # Which of torch's two sentences comes depends on whether its signal handler or its poll sees the death first.
+    assert "is killed by signal: Killed" in text or "exited unexpectedly" in text, text[-3000:]
+    assert "lower DATALOADER.NUM_WORKERS" in text
 
 
 def test_data_set_that_vanishes_is_named_and_nothing_trained_is_lost(trainer, toy_cfg):
