@@ -12,6 +12,7 @@ nothing was lost and everything is equal. It draws its own small pictures; a CPU
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -32,6 +33,7 @@ from train_net import main as train_main  # noqa: E402
 from mfuser_d2.core.checkpoint_file import read_checkpoint  # noqa: E402
 from mfuser_d2.d2 import load_config  # noqa: E402
 from mfuser_d2.data.prepare import Report  # noqa: E402
+from mfuser_d2.data.reading import calm_opencv  # noqa: E402
 from mfuser_d2.data.streets.writer import write_streets  # noqa: E402
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart" / "mfuser_tiny_eva02.yaml"
@@ -45,6 +47,7 @@ SHORT = [
 ]  # fmt: skip
 MOMENTS = {"starting": 2, "anywhere": 5, "writing": 3, "evaluating": 1}
 CLOCKS = {"time", "data_time"}  # what no two runs share
+LIMIT = 900  # seconds
 _SAVED = re.compile(r"Saved checkpoint \S*?model_(\d+)\.pth")
 
 
@@ -70,10 +73,10 @@ class Run:
         code = 1
         try:
             os.setsid()
+            faulthandler.register(signal.SIGUSR1, all_threads=True)
             handle = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
-            torch.set_num_threads(1)
             cfg = load_config(str(CONFIG), [*SHORT, *opts, "OUTPUT_DIR", str(self.folder)])
             train_main(cfg, argparse.Namespace(eval_only=False, resume=True))
             code = 0
@@ -101,7 +104,14 @@ class Run:
         return self.code is not None
 
     def wait(self) -> int:
+        """The exit code, after at most LIMIT seconds."""
+        end = time.monotonic() + LIMIT
         while not self.is_over():
+            if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGUSR1)  # where it hangs goes into its log
+                time.sleep(2)
+                os.killpg(self.pid, signal.SIGKILL)
+                sys.exit(f"error: a training hangs for {LIMIT} s; the end of {self.log} says where")
             time.sleep(0.02)
         return self.code
 
@@ -190,6 +200,8 @@ def differences(left: Any, right: Any, path: str = "") -> Iterator[str]:
 
 def soak(args: argparse.Namespace) -> bool:
     """Whether nothing was lost and everything is equal."""
+    calm_opencv()  # a forked child cannot use the threads of its parent
+    torch.set_num_threads(1)
     args.output.mkdir(parents=True, exist_ok=True)
     sets = args.output / "datasets"
     os.environ["DETECTRON2_DATASETS"] = str(sets)

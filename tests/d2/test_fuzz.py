@@ -36,7 +36,7 @@ from mfuser_d2.evaluation.label_files import read_label, write_label  # noqa: E4
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "quickstart" / "mfuser_tiny_eva02.yaml"
-CASES = int(os.environ.get("MFUSER_D2_FUZZ", "40"))
+CASES = int(os.environ.get("MFUSER_D2_FUZZ", "25"))
 OURS = (ValueError, KeyError, FileNotFoundError)
 cases = settings(
     max_examples=CASES,
