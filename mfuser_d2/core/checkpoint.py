@@ -12,6 +12,7 @@ A module marks itself as an encoder by two attributes: `encoder_name` (str, as i
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -118,6 +119,7 @@ def load_trainable(
     if identity is None and carried != set(parts):
         logger.warning("The checkpoint does not name the frozen encoders it was trained on: they are taken on trust.")
     if identity is not None:
+        _check_records(identity)
         _check_identity(model, parts, carried, identity)
     needed = set(trainable_keys(model))
     for part in parts.values():
@@ -163,6 +165,36 @@ def _sample(tensor: Tensor) -> Tensor:
     return flat.float()
 
 
+def _check_records(identity: object) -> None:
+    """Refuse what `encoder_identity` cannot have given, so that nothing below stumbles over a stranger's file."""
+    if not isinstance(identity, Mapping):
+        raise ValueError(f"The checkpoint's 'encoders' are a {type(identity).__name__}, not a dict of their records.")
+    for path, record in identity.items():
+        if not isinstance(path, str) or not _is_record(record):
+            raise ValueError(f"The checkpoint's record of the frozen encoder {path!r} is no such record: altered?")
+
+
+def _is_record(record: object) -> bool:
+    if not isinstance(record, Mapping) or set(record) != {"name", "random", "keys", "shapes", "sample"}:
+        return False
+    keys, shapes, sample = record["keys"], record["shapes"], record["sample"]
+    if not isinstance(record["name"], str) or not isinstance(record["random"], bool):
+        return False
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        return False
+    if not isinstance(shapes, list) or len(shapes) != len(keys) or not all(isinstance(shape, list) for shape in shapes):
+        return False
+    if not all(isinstance(edge, int) and edge >= 0 for shape in shapes for edge in shape):
+        return False
+    count = sum(min(math.prod(shape), _SAMPLES) for shape in shapes)
+    return isinstance(sample, Tensor) and _is_plain(sample) and sample.is_floating_point() and sample.shape == (count,)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its values can be copied into a parameter: not sparse, quantised or without any."""
+    return tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
+
+
 def _check_identity(
     model: nn.Module, parts: Mapping[str, FrozenPart], carried: set[str], identity: Mapping[str, dict]
 ) -> None:
@@ -197,8 +229,7 @@ def _difference(state: Mapping[str, Tensor], part: FrozenPart, record: Mapping) 
     offset = 0
     for key, shape in zip(record["keys"], record["shapes"]):
         values = _sample(state[key]).cpu()
-        numel = int(torch.tensor(shape, dtype=torch.int64).prod())
-        count = min(numel, _SAMPLES)
+        count = min(math.prod(shape), _SAMPLES)
         expected = record["sample"][offset : offset + count]
         offset += count
         if list(state[key].shape) != list(shape):
@@ -221,7 +252,17 @@ def _check_keys(expected: Mapping[str, Tensor], needed: set[str], state: Mapping
         for key, value in state.items()
         if key in expected and value.shape != expected[key].shape
     ]
-    for what, keys in (("missing", missing), ("unknown", unexpected), ("of another shape", shapes)):
+    kinds = [
+        f"{key} ({value.dtype}, {value.layout}, {value.device.type} in the file, {expected[key].dtype} in the model)"
+        for key, value in state.items()
+        if key in expected and not (_is_plain(value) and value.is_floating_point() == expected[key].is_floating_point())
+    ]
+    for what, keys in (
+        ("missing", missing),
+        ("unknown", unexpected),
+        ("of another shape", shapes),
+        ("of another kind", kinds),
+    ):
         if keys:
             more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
             problems.append(f"{len(keys)} {what}: {', '.join(keys[:8])}{more}")

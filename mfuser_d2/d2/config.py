@@ -262,14 +262,19 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         raise ValueError(f"{' '.join(flags)} came after the KEY VALUE pairs; flags go in front of them")
     if len(opts) % 2:
         raise ValueError(f"Trailing options are pairs KEY VALUE; got {len(opts)} words: {' '.join(opts)}")
+    known, may_be_empty = all_keys(cfg), _empty_keys(cfg)
     try:
         if config_file:
+            _refuse_giants(CfgNode.load_yaml_with_base(config_file, allow_unsafe=False))
             cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_other_cfg(_nest(opts))
     except KeyError as error:
         raise KeyError(_unknown_key_message(cfg, config_file, str(error.args[0]))) from error
     except Exception as error:  # yaml errors, yacs assertions and type errors
         raise ValueError(f"{config_file or 'The options'} cannot be used as a config: {error}") from error
+    empty = sorted((_empty_keys(cfg) - may_be_empty).intersection(known))
+    if empty:
+        raise ValueError(f"{config_file or 'The options'}: no value for {', '.join(empty)}; give one or leave it out")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU is available: MODEL.DEVICE=%s becomes cpu.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
@@ -285,6 +290,29 @@ def all_keys(node: CfgNode, prefix: str = "") -> list[str]:
         if isinstance(value, CfgNode):
             keys.extend(all_keys(value, f"{prefix}{name}."))
     return keys
+
+
+def _empty_keys(node: CfgNode) -> set[str]:
+    """Dotted names of the keys that hold None: yacs takes it for every key, but only some can do without a value."""
+    found = {name for name, value in node.items() if value is None}
+    children = [(name, value) for name, value in node.items() if isinstance(value, CfgNode)]
+    return found | {f"{name}.{key}" for name, child in children for key in _empty_keys(child)}
+
+
+def _refuse_giants(tree: object) -> None:
+    """Refuse YAML whose aliases (*name) multiply to a tree that takes hours to merge; the largest config has 500 keys.
+
+    Raises:
+        ValueError: it has more than 100,000 entries.
+    """
+    left, count = [tree], 0
+    while left:
+        value = left.pop()
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        left.extend(items)
+        count += len(items)
+        if count > 100_000:
+            raise ValueError("its aliases (*name) stand for more than 100,000 entries; write them out")
 
 
 def _nest(opts: Sequence[str]) -> CfgNode:

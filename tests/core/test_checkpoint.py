@@ -124,6 +124,9 @@ def test_position_grid_of_another_image_size_is_no_other_encoder():
         (lambda state: state.update(extra=torch.zeros(1)), r"1 unknown: extra"),
         (lambda state: state.update(prompt=torch.zeros(4)), r"prompt \(\(4,\) in the file, \(3,\) in the model\)"),
         (lambda state: state.pop("vlm.rope"), r"1 missing: vlm.rope"),
+        (lambda state: state.update(prompt=torch.ones(3).to_sparse()), r"1 of another kind: prompt .*sparse_coo"),
+        (lambda state: state.update(prompt=torch.ones(3, device="meta")), r"1 of another kind: prompt .*meta"),
+        (lambda state: state.update(prompt=torch.ones(3, dtype=torch.int64)), r"1 of another kind: prompt .*int64"),
     ],
 )
 def test_wrong_keys_are_named_and_nothing_is_loaded(change, message: str):
@@ -134,6 +137,23 @@ def test_wrong_keys_are_named_and_nothing_is_loaded(change, message: str):
     with pytest.raises(ValueError, match=message):
         load_trainable(target, state, encoder_identity(source))
     assert all(torch.equal(before[key], value) for key, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": 3}, {"random": None}, {"keys": "abc"}, {"keys": [1]}, {"shapes": [[-1]]}, {"shapes": 4},
+        {"sample": torch.ones(2)}, {"sample": None}, {"extra": 1},
+    ],
+)  # fmt: skip
+def test_record_of_an_encoder_that_was_tampered_with_is_refused(change: dict):
+    source, target = Network(seed=1), Network(seed=2)
+    identity = encoder_identity(source)
+    identity["vfm"] = {**identity["vfm"], **change}
+    with pytest.raises(ValueError, match="record of the frozen encoder 'vfm' is no such record"):
+        load_trainable(target, trainable_state_dict(source), identity)
+    with pytest.raises(ValueError, match="'encoders' are a list"):
+        load_trainable(target, trainable_state_dict(source), [identity])
 
 
 def test_prefix_of_data_parallel_training_is_dropped():

@@ -51,6 +51,22 @@ def test_config_file_is_valid(path: Path):
     assert cfg.MODEL.META_ARCHITECTURE == "MFuser"
 
 
+def test_key_without_a_value_is_named(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("SOLVER:\n  MAX_ITER:\n  BASE_LR: 0.1\n")
+    with pytest.raises(ValueError, match="a.yaml: no value for SOLVER.MAX_ITER; give one"):
+        load_config(str(tmp_path / "a.yaml"))
+    with pytest.raises(ValueError, match="no value for MODEL.MFUSER.ADAPTER.NAME"):
+        load_config("", ["MODEL.MFUSER.ADAPTER.NAME", "None", "MODEL.MFUSER.VFM.KWARGS.depth", "None"])
+
+
+def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path):
+    """A kilobyte that says it holds a thousand million entries."""
+    lines = ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{x: *a{i - 1}, y: *a{i - 1}}}" for i in range(1, 30))]
+    (tmp_path / "a.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="aliases .* more than 100,000 entries"):
+        load_config(str(tmp_path / "a.yaml"))
+
+
 def test_recorded_config_reads_again(tmp_path: Path):
     cfg = load_config(str(CONFIGS[-1]), ["MODEL.MFUSER.VFM.KWARGS.depth", "3", "SOLVER.BASE_LR", "2e-4"])
     (tmp_path / "config.yaml").write_text(cfg.dump())
