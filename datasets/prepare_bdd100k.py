@@ -14,7 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mfuser_d2.data.convert import Expected, Job, conclude, match_halves, prepare_all, require_any  # noqa: E402
 from mfuser_d2.data.prepare import Report, build_parser, run_program  # noqa: E402
 
-EXPECTED = {"train": Expected(num_pairs=7000, size=(720, 1280)), "val": Expected(num_pairs=1000, size=(720, 1280))}
+SIZE = (720, 1280)
+EXPECTED = {
+    "train": Expected(num_pairs=7000, size=SIZE),
+    "val": Expected(num_pairs=1000, size=SIZE, has_all=False),
+}
 
 
 def find_jobs(root: Path, split: str) -> tuple[list[Job], list[Path], str]:

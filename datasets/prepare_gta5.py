@@ -7,6 +7,7 @@ Writes labels_train_ids/ and splits/{train,val,test,all}.txt; the publisher's fi
 
 import argparse
 import sys
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def find_split(root: Path, stems: dict[str, str]) -> dict[str, list[str]]:
         stems: frame number, as in the file name, to path below images/.
     Raises:
         RuntimeError: scipy is missing and split.mat has to be read.
+        ValueError: split.mat is damaged.
     """
     in_folders = {split: sorted(p for p in stems.values() if p.startswith(f"{split}/")) for split in SPLIT_KEYS}
     if any(in_folders.values()):
@@ -52,9 +54,13 @@ def find_split(root: Path, stems: dict[str, str]) -> dict[str, list[str]]:
         return {}
     try:
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
     except ImportError as error:
         raise RuntimeError("reading split.mat needs scipy: pip install scipy") from error
-    numbers = loadmat(str(file))
+    try:
+        numbers = loadmat(str(file))
+    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError, zlib.error) as error:
+        raise ValueError(f"{file} cannot be read ({error}); download it again from the publisher's page") from error
     missing = [key for key in SPLIT_KEYS.values() if key not in numbers]
     if missing:
         raise ValueError(f"{file} has no {missing}; download it again from the publisher's page")
@@ -76,7 +82,9 @@ def write_lists(root: Path, report: Report, good: list[Checked], is_blank_droppe
     lists["all"] = sorted(stems.values())
     for split, names in lists.items():
         write_atomically(root / SPLIT_FOLDER / f"{split}.txt", ("\n".join(names) + "\n").encode())
-    return {split: len(names) for split, names in lists.items()}
+    counts = {split: len(names) for split, names in lists.items()}
+    report.note("gta5: frames in each list: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
+    return counts
 
 
 def prepare(root: Path, report: Report, *, is_blank_dropped: bool = False) -> None:

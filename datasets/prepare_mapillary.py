@@ -11,8 +11,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -36,10 +36,10 @@ EXPECTED = {"training": Expected(num_pairs=18000), "validation": Expected(num_pa
 
 
 def halve_labels(job: Job) -> np.ndarray:
-    """TrainIds at half the size, nearest neighbour."""
+    """TrainIds at half the size, nearest neighbour; by Pillow as in public code, for OpenCV takes other pixels."""
     labels = read_labels(job.source)
     size = (labels.shape[1] // 2, labels.shape[0] // 2)
-    return cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    return np.array(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
 
 
 def _halve(pair: tuple[Path, Path]) -> str:
@@ -81,9 +81,9 @@ def prepare(root: Path, report: Report, *, mapping: str, is_half: bool, splits: 
             continue
         is_any = True
         make = partial(translate, read=read_palette_ids, mapping=MAPILLARY_IDS[mapping], num_ids=MAPILLARY_NUM_IDS)
-        what = f"mapillary_{split}_{mapping}"
+        what, found_in = f"mapillary_{split}_{mapping}", labels.relative_to(folder).as_posix()
         results = prepare_all(report, jobs, what, make, root)
-        conclude(report, root, what, results, EXPECTED[split], label_mapping=mapping, label_folder=labels.name)
+        conclude(report, root, what, results, EXPECTED[split], label_mapping=mapping, label_folder=found_in)
         if is_half:
             prepare_half(root, report, split, mapping, [done.job for done in results if not done.problem])
     require_any(is_any, report, root)

@@ -35,6 +35,7 @@ def main() -> int:
             root, report=report, num_train=args.num_train, num_val=args.num_val, size=tuple(args.size), seed=args.seed
         ),
         jobs=args.jobs,
+        is_created=True,
     )
 
 

@@ -34,17 +34,20 @@ TRAIN_PART = 0.7
 SPLIT_SEED = 0
 
 
-def split_frames(names: list[str], lists: Path | None) -> dict[str, list[str]]:
-    """Frames of each split.
+def split_frames(found: list[str], names: list[str], lists: Path | None) -> dict[str, list[str]]:
+    """Good frames of each split.
 
+    Args:
+        found: all frames, good and bad: a bad one must not change where the others go.
+        names: the good ones.
+        lists: folder of the lists; None draws.
     Raises:
         ValueError: a list is missing or names an unknown frame.
     """
     if lists is None:
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(names))
-        cut = round(TRAIN_PART * len(names))
-        parts = {"train": sorted(order[:cut]), "val": sorted(order[cut:])}
-        return {split: [names[i] for i in indices] for split, indices in parts.items()}
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(found))
+        train = {found[i] for i in order[: round(TRAIN_PART * len(found))]}
+        return {"train": [n for n in names if n in train], "val": [n for n in names if n not in train]}
     splits: dict[str, list[str]] = {}
     for split in ("train", "val"):
         file = lists / f"{split}.txt"
@@ -67,7 +70,7 @@ def prepare(root: Path, report: Report, *, lists: Path | None = None) -> None:
     make = partial(translate, read=read_synthia_ids, mapping=SYNTHIA_IDS, num_ids=NUM_IDS)
     results = prepare_all(report, jobs, "synthia", make, root)
     names = [done.job.image.name for done in results if not done.problem]
-    splits = {**split_frames(names, lists), "all": names}
+    splits = {**split_frames([done.job.image.name for done in results], names, lists), "all": names}
     for split, frames in splits.items():
         write_atomically(root / SPLIT_FOLDER / f"{split}.txt", ("\n".join(frames) + "\n").encode())
     origin = str(lists) if lists else f"drawn with seed {SPLIT_SEED}"

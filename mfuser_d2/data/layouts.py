@@ -119,7 +119,8 @@ def _all_layouts() -> Iterable[Layout]:
         yield Layout(
             f"bdd100k_sem_seg_{split}",
             "bdd100k",
-            f"images/10k/{split}/*.jpg, labels/sem_seg/masks/{split}/*.png",
+            f"images/10k/{split}/*.jpg, labels/sem_seg/masks/{split}/*.png "
+            f"(older release: seg/images/{split}/*.jpg, seg/labels/{split}/*_train_id.png)",
             "prepare_bdd100k.py",
             _bdd100k(split),
         )

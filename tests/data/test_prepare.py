@@ -101,6 +101,28 @@ def test_really_full_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         write_atomically(tmp_path / "label.png", bytes(100_000))
 
 
+def test_unfinished_files_of_others_stay(tmp_path: Path) -> None:
+    download = tmp_path / ".archive.zip.part"
+    download.write_bytes(b"half")
+    run_program("x", tmp_path, lambda root, report: None)
+    assert download.exists()
+
+
+def test_missing_folder_is_named_and_not_created(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "typo"
+    assert run_program("x", root, lambda root, report: None) == EXIT_PROBLEMS
+    assert f"{root} is no folder" in caplog.text and not root.exists()
+
+
+def test_all_problems_are_listed_until_they_are_mended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"{index}.png is bad" for index in range(30)]
+    assert run_program("x", tmp_path, lambda root, report: [report.problem(name) for name in names]) == EXIT_PROBLEMS
+    assert (tmp_path / "problems_x.txt").read_text().splitlines() == names
+    assert "30 problems, listed in" in caplog.text
+    assert run_program("x", tmp_path, lambda root, report: None) == EXIT_OK
+    assert not (tmp_path / "problems_x.txt").exists()
+
+
 def test_half_written_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     part = tmp_path / "labels" / ".a.png.1234.part"
     part.parent.mkdir()
@@ -109,20 +131,37 @@ def test_half_written_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     assert not part.exists()
 
 
-def test_interrupt_from_the_keyboard_stops_cleanly_and_the_next_run_goes_on(tmp_path: Path) -> None:
+def start_drawing(root: Path) -> tuple[list[str], subprocess.Popen]:
+    """A command with two workers, and a run of it that has written its first picture."""
     program = Path(__file__).resolve().parents[2] / "datasets" / "prepare_streets.py"
-    command = [sys.executable, str(program), str(tmp_path), "--jobs", "2", "--num-train", "60", "--num-val", "1",
+    command = [sys.executable, str(program), str(root), "--jobs", "2", "--num-train", "60", "--num-val", "1",
                "--size", "64", "96"]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("images/train/*.png")) and time.monotonic() < deadline:
+    while not list(root.glob("images/train/*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    return command, process
+
+
+def test_workers_end_with_a_killed_run_and_let_go_of_the_folder(tmp_path: Path) -> None:
+    command, process = start_drawing(tmp_path)
+    process.kill()
+    process.communicate(timeout=30)  # ends when the last worker has closed its end of the pipe
+    assert process.returncode == -signal.SIGKILL
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == EXIT_OK
+    assert len(list(tmp_path.glob("images/train/*.png"))) == 60
+    assert not list(tmp_path.rglob(".*.part"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupt_stops_cleanly_and_the_next_run_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    command, process = start_drawing(tmp_path)
+    process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == EXIT_INTERRUPTED, said
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("images/train/*.png")}
     assert 0 < len(done) < 60
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".*.part")) and not (tmp_path / prepare.LOCK_NAME).exists()
     for path in done:
         assert np.fromfile(path, np.uint8)[-8:-4].tobytes() == b"IEND"
     assert subprocess.run(command, capture_output=True, timeout=300).returncode == EXIT_OK

@@ -1,10 +1,14 @@
 """GTAV: palette indices, bad frames, splits, and what all programs do with broken input."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from mfuser_d2.data.convert import Checked, Expected, Job, conclude
+from mfuser_d2.data.prepare import Report
 
 # From the publisher's mapping, typed here a second time on purpose.
 TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14,
@@ -143,6 +147,72 @@ def test_changed_source_is_converted_again(run, archive: Path, files) -> None:
     files.palette(archive / "labels/00001.png", np.full_like(IDS, 7))
     assert run("gta5", archive)[0] == 0
     assert (files.read(archive / "labels_train_ids/00001.png") == 0).all()
+
+
+def test_labels_unpacked_again_are_converted_whatever_their_age(run, archive: Path, files) -> None:
+    run("gta5", archive)
+    path = archive / "labels/00001.png"
+    files.palette(path, np.full_like(IDS, 8))
+    os.utime(path, (1_470_000_000, 1_470_000_000))  # unzip gives files the time that they have in the archive
+    assert run("gta5", archive)[0] == 0
+    assert (files.read(archive / "labels_train_ids/00001.png") == 1).all()
+
+
+def test_no_target_stays_of_labels_that_went_bad(run, archive: Path, files) -> None:
+    run("gta5", archive)
+    _other_size(archive, files)
+    assert run("gta5", archive)[0] == 1
+    assert not (archive / "labels_train_ids/00002.png").exists()
+
+
+def test_damaged_target_is_made_again(run, archive: Path, files) -> None:
+    run("gta5", archive)
+    target = archive / "labels_train_ids/00001.png"
+    target.write_bytes(target.read_bytes()[:30])
+    assert run("gta5", archive)[0] == 0
+    np.testing.assert_array_equal(files.read(target), WANTED)
+
+
+def test_hidden_copies_of_macos_are_no_frames(run, archive: Path) -> None:
+    for kind in ("images", "labels"):
+        (archive / kind / "._00001.png").write_bytes(b"\0\5\x16\7")
+    code, text = run("gta5", archive)
+    assert code == 0, text
+    assert (archive / "splits/all.txt").read_text().split() == ["00001.png", "00002.png", "00003.png"]
+
+
+def test_record_counts_missing_halves(run, archive: Path) -> None:
+    (archive / "labels/00002.png").unlink()
+    (archive / "images/00003.png").unlink()
+    assert run("gta5", archive)[0] == 1
+    record = json.loads((archive / "prepared_gta5.json").read_text())
+    assert (record["pairs"], record["problems"]) == (1, 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"no matrix" * 40], ids=["empty", "garbage"])
+def test_damaged_split_file(run, archive: Path, content: bytes) -> None:
+    pytest.importorskip("scipy.io", reason="split.mat is read with scipy")
+    (archive / "split.mat").write_bytes(content)
+    code, text = run("gta5", archive)
+    assert code == 1 and "split.mat cannot be read" in text
+
+
+def test_unusual_frequencies_of_a_complete_set(archive: Path) -> None:
+    counts = np.full(20, 100)
+    counts[0] = 1  # hardly any road: ids were exchanged
+    report, done = Report(jobs=1), Checked(Job(archive, archive, archive), counts, (12, 20))
+    conclude(report, archive, "x", [done], Expected(num_pairs=2))
+    assert report.problems == [], "a part of the set may hold anything"
+    conclude(report, archive, "x", [done], Expected(num_pairs=1))
+    assert [text for text in report.problems if "are road, expected 8 to 65 %" in text]
+    assert not [text for text in report.problems if "terrain" in text]
+
+
+@pytest.mark.parametrize("jobs", ["-1", "two"])
+def test_impossible_number_of_processes(run, archive: Path, jobs: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run("gta5", archive, "--jobs", jobs)
+    assert stopped.value.code == 2
 
 
 def test_empty_folder(run, tmp_path: Path) -> None:

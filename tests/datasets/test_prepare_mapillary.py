@@ -1,6 +1,7 @@
 """Mapillary: two mappings, two layouts, half-size copies."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,20 @@ def test_mappings(run, archive: Path, files, mapping: str, table: dict[int, int]
         np.testing.assert_array_equal(labels, _wanted(table))
     record = json.loads((archive / f"prepared_mapillary_validation_{mapping}.json").read_text())
     assert record["label_mapping"] == mapping
+    assert (archive / "validation" / record["label_folder"] / "a.png").is_file()
+    assert record["label_folder"].endswith("labels")
+
+
+def test_v12_unpacked_after_older_labels(run, tmp_path: Path, files) -> None:
+    files.image(tmp_path / "validation/images/a.jpg")
+    files.palette(tmp_path / "validation/labels/a.png", IDS)
+    run("mapillary", tmp_path)
+    newer = tmp_path / "validation/v1.2/labels/a.png"
+    files.palette(newer, IDS[::-1])
+    os.utime(newer, (1_500_000_000, 1_500_000_000))
+    assert run("mapillary", tmp_path)[0] == 0
+    labels = files.read(tmp_path / "validation/labels_train_ids_openseg/a.png")
+    np.testing.assert_array_equal(labels, _wanted(OPENSEG)[::-1])
 
 
 def test_half_size_copies(run, archive: Path, files) -> None:
@@ -42,7 +57,7 @@ def test_half_size_copies(run, archive: Path, files) -> None:
     assert code == 0, text
     assert files.read(archive / "validation/images_half/a.jpg").shape == (6, 10, 3)
     half = files.read(archive / "validation/labels_train_ids_openseg_half/a.png")
-    np.testing.assert_array_equal(half, _wanted(OPENSEG)[::2, ::2])
+    np.testing.assert_array_equal(half, _wanted(OPENSEG)[1::2, 1::2])  # Pillow's choice of the nearest pixel
     assert not (archive / "training/images_half").exists()
 
 

@@ -42,6 +42,16 @@ def test_split_is_seventy_to_thirty_and_stays(run, archive: Path) -> None:
     assert (archive / "splits/train.txt").read_text() == train
 
 
+def test_bad_frame_leaves_the_others_where_they_are(run, archive: Path, files) -> None:
+    run("synthia", archive)
+    before = {split: (archive / f"splits/{split}.txt").read_text().split() for split in ("train", "val")}
+    bad = before["train"][2]
+    files.image(archive / "GT/LABELS" / bad)
+    assert run("synthia", archive)[0] == 1
+    after = {split: (archive / f"splits/{split}.txt").read_text().split() for split in ("train", "val")}
+    assert after == {"train": [name for name in before["train"] if name != bad], "val": before["val"]}
+
+
 def test_given_lists(run, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     lists = tmp_path_factory.mktemp("lists")
     (lists / "train.txt").write_text("0000001.png\n")
