@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,7 +60,7 @@ def class_counts(label_paths: Sequence[PathLike]) -> np.ndarray:
                 counts[:] = kept["counts"]
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         logger.warning("%s cannot be read (%s); counting again", cache, error)
     indices = np.flatnonzero(todo)
     if not len(indices):

@@ -56,10 +56,24 @@ def test_changed_file_is_counted_again(paths: list[Path], read: list[str]) -> No
     assert read == ["2.png"]
 
 
-def test_broken_cache_is_replaced(paths: list[Path], caplog: pytest.LogCaptureFixture) -> None:
+def _garbage(content: bytes) -> bytes:
+    return b"half a file"
+
+
+def _half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _flipped(content: bytes) -> bytes:
+    middle = content.index(b"counts.npy") + 60
+    return content[:middle] + bytes(255 - value for value in content[middle : middle + 20]) + content[middle + 20 :]
+
+
+@pytest.mark.parametrize("damage", [_garbage, _half, _flipped], ids=lambda damage: damage.__name__.strip("_"))
+def test_broken_cache_is_replaced(paths: list[Path], caplog: pytest.LogCaptureFixture, damage) -> None:
     class_counts(paths)
     cache = next(paths[0].parents[1].glob(".class_counts_*.npz"))
-    cache.write_bytes(b"half a file")
+    cache.write_bytes(damage(cache.read_bytes()))
     np.testing.assert_array_equal(class_counts(paths), expected(paths))
     assert cache.name in caplog.text
     with np.load(cache) as kept:
