@@ -73,7 +73,7 @@ def describe_protocol(
         test_sizes: data set -> size its images are resized to before inference; pixels, in the order the
             config uses. None or zeros mean the image's own size, and are written so.
         mappings: data set -> name of the label mapping where several circulate (Mapillary).
-        splits: data set -> which split was evaluated, where its name does not say it.
+        splits: data set -> its split, where the end of its name (`..._sem_seg_val`) does not say it.
         train_datasets: what the network was trained on.
         extra: more facts, stored as they are.
     Returns:
@@ -89,7 +89,7 @@ def describe_protocol(
         "inference": {"mode": inference_mode},
         "test_size": {name: _size_or_own(size) for name, size in (test_sizes or {}).items()},
         "mapping": dict(mappings or {}),
-        "split": dict(splits or {}),
+        "split": {**_named_splits([*train_datasets, *(test_sizes or {})]), **(splits or {})},
         "weights": {"path": str(weights or ""), "sha256": file_sha256(weights) if weights else None},
     }
     if inference_mode == "slide":
@@ -97,6 +97,10 @@ def describe_protocol(
     protocol.update(extra)
     protocol["versions"] = library_versions()
     return protocol
+
+
+def _named_splits(names: Sequence[str]) -> dict[str, str]:
+    return {name: name.rpartition("_")[2] for name in names if "_sem_seg_" in name}
 
 
 def _size_or_own(size: Any) -> Any:

@@ -71,7 +71,8 @@ class TargetRecorder:
         self.colors = None if colors is None else [tuple(int(value) for value in color) for color in colors]
         self.absent_class = absent_class
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.num_images = 0
+        self.num_images = 0  # of this process
+        self.num_all_images = 0  # of all processes; known on the main one after `finish`
         self.confusion = ConfusionMatrix(num_classes=len(self.class_names), ignore_label=ignore_label)
         self._image_root = image_root
         self._save_predictions = save_predictions
@@ -126,6 +127,7 @@ class TargetRecorder:
             Metrics in percent on the main process, None on the others.
         """
         gathered = gather((self.confusion.counts, self.num_images))
+        self.num_all_images = sum(number for _, number in gathered)
         for stem, name, write in (
             ("images", "images.jsonl", _write_lines if self._save_per_image else None),
             ("masks", "sem_seg_predictions.json", _write_list if self._save_rle else None),
@@ -135,11 +137,10 @@ class TargetRecorder:
         if not gathered:
             return None
         counts = sum_counts(part for part, _ in gathered)
-        num_images = sum(number for _, number in gathered)
-        if num_images == 0:
+        if self.num_all_images == 0:
             logger.warning("%s: no image was evaluated; every metric is NaN", self.dataset_name)
         if self.output_dir is not None:
-            self._write_confusion(counts, num_images)
+            self._write_confusion(counts)
         return score_confusion(counts, self.class_names, absent_class=self.absent_class)
 
     def _relative_name(self, image_file: str) -> Path:
@@ -179,7 +180,7 @@ class TargetRecorder:
             with target.open("w", encoding="utf-8") as file:
                 write(file, lines)
 
-    def _write_confusion(self, counts: np.ndarray, num_images: int) -> None:
+    def _write_confusion(self, counts: np.ndarray) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         content = {
             "dataset": self.dataset_name,
@@ -187,7 +188,7 @@ class TargetRecorder:
             "colors": self.colors,
             "ignore_label": self.confusion.ignore_label,
             "absent_class": self.absent_class,
-            "num_images": num_images,
+            "num_images": self.num_all_images,
             "rows": "truth",
             "counts": counts.tolist(),
         }

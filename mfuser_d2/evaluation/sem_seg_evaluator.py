@@ -84,12 +84,13 @@ class DGSSEvaluator(DatasetEvaluator):
     def evaluate(self) -> OrderedDict | None:
         """Give {"sem_seg": {"mIoU", "fwIoU", "IoU-<class>", "mACC", "pACC", ...}} in percent on the main process.
 
+        Beside it "images": how many were counted, without which a part of a data set would pass for the whole.
         The other processes get None, as Detectron2 expects.
         """
         if self._distributed:
             comm.synchronize()
         scores = self.recorder.finish(comm.gather if self._distributed else gather_alone)
-        return None if scores is None else OrderedDict(sem_seg=scores)
+        return None if scores is None else OrderedDict(sem_seg=scores, images=self.recorder.num_all_images)
 
     def _labels_from_scores(self, scores: Tensor, size: tuple[int, int], label_file: str) -> np.ndarray:
         num_classes = len(self.recorder.class_names)

@@ -43,6 +43,8 @@ class ResultTable:
     ) -> None:
         flat = {name: dict(flat_scores(result)) for name, result in results.items() if name != "mean"}
         self.results: dict[str, dict[str, float]] = {name: scores for name, scores in flat.items() if scores}
+        self.images = {name: results[name]["images"] for name in self.results if "images" in results[name]}
+        """Data set -> how many of its images were evaluated, where its evaluator says so."""
         self.protocol = dict(protocol or {})
         self.sources = tuple(sources)
         if not self.results:
@@ -139,6 +141,8 @@ class ResultTable:
         """Give the protocol, completed by what the table itself knows."""
         protocol = dict(self.protocol)
         protocol["classes_counted"] = self.classes_counted
+        if self.images:
+            protocol["images"] = self.images
         protocol["mean_over"] = [name for name in self.datasets if name not in self.sources] or self.datasets
         protocol.setdefault("versions", library_versions())
         return protocol

@@ -34,6 +34,17 @@ def test_images_that_keep_their_size_say_so() -> None:
     assert protocol["test_size"] == {"a": "own size", "b": "own size", "c": [1024, 0], "d": 512}
 
 
+def test_splits_follow_from_the_names_where_they_are_not_given() -> None:
+    protocol = describe_protocol(
+        train_datasets=["gta5_sem_seg_all"],
+        test_sizes={"acdc_fog_sem_seg_val": (0, 0), "mine": (0, 0)},
+        splits={"mine": "the first hundred"},
+    )
+    assert protocol["split"] == {
+        "gta5_sem_seg_all": "all", "acdc_fog_sem_seg_val": "val", "mine": "the first hundred"
+    }  # fmt: skip
+
+
 def test_unknown_convention_is_refused() -> None:
     with pytest.raises(ValueError, match="'both'.*skip"):
         describe_protocol(absent_class="both")

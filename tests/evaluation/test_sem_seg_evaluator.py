@@ -98,6 +98,11 @@ def test_reset_forgets(dataset) -> None:
     assert _run(evaluator, records)["sem_seg"] == pytest.approx(first["sem_seg"], nan_ok=True)
 
 
+def test_images_are_counted(dataset) -> None:
+    name, records = dataset
+    assert _run(DGSSEvaluator(name), records[:3])["images"] == 3
+
+
 def test_results_print_as_csv(dataset, caplog) -> None:
     name, records = dataset
     results = _run(DGSSEvaluator(name), records)

@@ -120,6 +120,15 @@ def test_results_may_hold_their_mean_and_lack_their_level(results, protocol, tmp
     assert summarize(plain, protocol, tmp_path / "a") == summarize(with_mean, protocol, tmp_path / "b")
 
 
+def test_number_of_images_stands_in_the_protocol(results, protocol, tmp_path) -> None:
+    results["bdd100k_sem_seg_val"]["images"] = 17
+    text = summarize(results, protocol, tmp_path)
+    assert "images.bdd100k_sem_seg_val: 17\n" in text
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["protocol"]["images"] == {"bdd100k_sem_seg_val": 17}
+    assert "images" not in content["mean"] and "images" not in content["results"]["bdd100k_sem_seg_val"]
+
+
 def test_only_sources_still_have_a_mean(results, protocol, tmp_path) -> None:
     one = {"gta5_sem_seg_val": results["gta5_sem_seg_val"]}
     summarize(one, protocol, tmp_path, sources=["gta5_sem_seg_val"])
