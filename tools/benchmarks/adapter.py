@@ -14,6 +14,7 @@ from benchmarks.measure import (
     emit,
     peak_extra_bytes,
     prepare_memory_measurement,
+    prepare_timing,
     time_calls,
 )
 from mfuser_d2.core.adapters import ADAPTERS, TokenLayout, build_adapter
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    prepare_timing()
     emit(describe_machine(arguments.device))
     cases = [
         (side, name, direction)

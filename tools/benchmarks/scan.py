@@ -18,6 +18,7 @@ from benchmarks.measure import (
     emit,
     peak_extra_bytes,
     prepare_memory_measurement,
+    prepare_timing,
     time_calls,
 )
 from mfuser_d2.core.ops.selective_scan import available_backends, selective_scan
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.lengths = [PAPER_LENGTH]
         arguments.reference_backward_limit = max(arguments.reference_backward_limit, PAPER_LENGTH)
     torch.manual_seed(0)
+    prepare_timing()
     emit(describe_machine(arguments.device))
     probe = make_case(arguments, 1)
     obstacles = available_backends(*(probe[name] for name in "uABC"))
