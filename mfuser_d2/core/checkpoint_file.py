@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -28,36 +29,39 @@ def write_checkpoint(path: str | Path, data: Mapping[str, Any]) -> None:
     Raises:
         OSError: it could not be written (disk full, folder removed); what was at `path` is still there.
     """
-    path = Path(path)
-    temporary = _beside(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(dict(data), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written: {error}. Free space or change OUTPUT_DIR, then resume.") from error
-    except BaseException:  # a signal in the middle of it
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with _replacing(Path(path)) as file:
+        torch.save(dict(data), file)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace a small text file as a whole, synced to the disk."""
-    path = Path(path)
-    temporary = _beside(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    """Replace a small text file in the same way."""
+    with _replacing(Path(path)) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path` to write to, which takes its place where the block ends well."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        _remove(temporary)
+        raise OSError(f"{path} could not be written: {error}. Free space or change OUTPUT_DIR, then resume.") from error
+    except BaseException:  # a signal in the middle of it
+        _remove(temporary)
+        raise
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: str | Path) -> list[str]:
@@ -66,10 +70,6 @@ def remove_unfinished(folder: str | Path) -> list[str]:
     for path in left:
         path.unlink(missing_ok=True)
     return [path.name for path in left]
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def sync_folder(folder: Path) -> None:
@@ -123,6 +123,38 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     data = dict(data) if "model" in data else {"model": dict(data)}
     _check_tensors(path, data["model"])
     return data
+
+
+def check_kinds(own: Any, given: Any, place: str = "it") -> None:
+    """Compare training state from a file with the state of whom it is for, before that takes it and stumbles later.
+
+    Args:
+        own: nested dicts, sequences, numbers and tensors; what is not in it stands for anything.
+        given: may lack keys (an older file), but no fractional numbers such as a learning rate.
+    Raises:
+        ValueError: something is of another kind, or a number is not finite; names the place.
+    """
+    if isinstance(own, Mapping) and isinstance(given, Mapping):
+        for key, value in own.items():
+            if key in given or (given and isinstance(value, float)):
+                check_kinds(value, given.get(key), f"{place}.{key}")
+    elif isinstance(own, (list, tuple)) and isinstance(given, (list, tuple)) and len(own) == len(given):
+        for index, (value, other) in enumerate(zip(own, given)):
+            check_kinds(value, other, f"{place}.{index}")
+    elif not _is_of_kind(own, given):
+        raise ValueError(f"{place} is {_brief(given)}, wanted something like {_brief(own)}")
+
+
+def _brief(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)[:60]
+
+
+def _is_of_kind(own: Any, given: Any) -> bool:
+    if isinstance(own, torch.Tensor):
+        return isinstance(given, torch.Tensor) and own.shape == given.shape and given.layout == own.layout
+    if isinstance(own, float):
+        return type(given) in (int, float) and math.isfinite(given)
+    return isinstance(own, (bool, int, str, type(None))) and type(own) is type(given)
 
 
 def _numpy_scalars() -> list[Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mfuser_d2.core.checkpoint import trainable_keys
+from mfuser_d2.core.checkpoint_file import check_kinds
 
 
 class WeightAverage:
@@ -72,6 +73,8 @@ class WeightAverage:
         if odd:
             raise ValueError(f"the checkpoint's average does not fit this model: {len(odd)} keys differ, e.g. {odd[0]}")
         live = self._live()
+        for key, value in state["average"].items():
+            check_kinds(live[key], value, key)
         self.num_updates = state["num_updates"]
         self._average = {key: value.to(live[key].device, copy=True) for key, value in state["average"].items()}
 

@@ -11,7 +11,13 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 
 from mfuser_d2.core.checkpoint import FORMAT, encoder_identity, load_trainable, trainable_state_dict
-from mfuser_d2.core.checkpoint_file import DamagedFileError, read_checkpoint, write_checkpoint, write_text
+from mfuser_d2.core.checkpoint_file import (
+    DamagedFileError,
+    check_kinds,
+    read_checkpoint,
+    write_checkpoint,
+    write_text,
+)
 from mfuser_d2.d2.official import convert_official as convert_official  # a stable name of this module
 
 logger = logging.getLogger(__name__)
@@ -158,6 +164,7 @@ class MFuserCheckpointer(DetectionCheckpointer):
         try:
             for name in names:
                 if name in rest:
+                    check_kinds(self.checkpointables[name].state_dict(), rest[name], name)
                     self.checkpointables[name].load_state_dict(rest.pop(name))
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
             if self._before:

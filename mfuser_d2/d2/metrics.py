@@ -130,7 +130,11 @@ class RecordNumbers(HookBase):
         return {"history": recent_history(storage)} if self.writers and storage is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._history = state["history"]
+        history = state["history"]
+        pairs = [pair for values in history.values() for pair in (values if isinstance(values, list) else [values])]
+        if not all(isinstance(pair, list) and [type(number) for number in pair] == [float, int] for pair in pairs):
+            raise ValueError("the recent numbers are no lists of [value, iteration]")
+        self._history = history
 
     def _files(self) -> list[MetricsFile]:
         return [writer for writer in self.writers if isinstance(writer, MetricsFile)]

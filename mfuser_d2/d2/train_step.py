@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mfuser_d2.core.checkpoint import trainable_keys
+from mfuser_d2.core.checkpoint_file import check_kinds
 from mfuser_d2.core.segmenter import PRECISIONS
 from mfuser_d2.d2.bad_step import BadStep, BadSteps, first_bad_gradient, first_bad_module
 from mfuser_d2.d2.run import RunError
@@ -38,6 +40,47 @@ def training_dtype(cfg: CfgNode) -> torch.dtype:
     if name not in PRECISIONS:
         raise KeyError(f"MODEL.MFUSER.PRECISION={name!r} is unknown; choose from {sorted(PRECISIONS)}")
     return torch.float16 if name == "float32" and cfg.SOLVER.AMP.ENABLED else PRECISIONS[name]
+
+
+def next_batch(batches: Iterator[list[dict[str, Any]]], what: str) -> list[dict[str, Any]]:
+    """The next batch of a loader.
+
+    Args:
+        what: it is for, as the message says it.
+    Raises:
+        DataError: it could not be read, or a worker was killed.
+        StopIteration: there is none.
+    """
+    try:
+        return next(batches)
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
+        # A worker's error comes with its whole traceback as text; the last line is what went wrong.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        hint = "bring the data set back" if isinstance(error, OSError) else "mend or leave out what it names"
+        if "DataLoader worker" in reason:
+            hint = "memory may have been short: lower DATALOADER.NUM_WORKERS"
+        raise DataError(
+            f"The images of {what} could not be read: {reason} Then {hint}, and start again with --resume."
+        ) from error
+
+
+class NamedBatches:
+    """The batches of a loader, whose errors say what they are for; see `next_batch`."""
+
+    def __init__(self, loader: Collection[list[dict[str, Any]]], what: str) -> None:
+        self.loader, self.what = loader, what
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        batches = itertools.chain.from_iterable([self.loader])  # its workers start at the first batch
+        while True:
+            try:
+                batch = next_batch(batches, self.what)
+            except StopIteration:
+                return
+            yield batch
 
 
 class PrecisionTrainer(SimpleTrainer):
@@ -89,7 +132,7 @@ class PrecisionTrainer(SimpleTrainer):
         """
         assert self.model.training, "the model was left in eval mode"
         start = time.perf_counter()
-        data = self._next_batch()
+        data = next_batch(self._data_loader_iter, f"iteration {self.iter}")
         data_time = time.perf_counter() - start
 
         statistics = self._read_statistics()
@@ -115,20 +158,6 @@ class PrecisionTrainer(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _next_batch(self) -> list[dict[str, Any]]:
-        try:
-            return next(self._data_loader_iter)
-        except (OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
-            # A worker's error comes with its whole traceback as text; the last line is what went wrong.
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            hint = "bring the data set back" if isinstance(error, OSError) else "mend or leave out what it names"
-            if "DataLoader worker" in reason:
-                hint = "memory may have been short: lower DATALOADER.NUM_WORKERS"
-            raise DataError(
-                f"The images of iteration {self.iter} could not be read: {reason} Then {hint}, and start again with "
-                "--resume."
-            ) from error
-
     def _forward(self, data: list[dict[str, Any]]) -> dict[str, Tensor]:
         seed = self._step_seed()
         if seed is not None:
@@ -147,13 +176,13 @@ class PrecisionTrainer(SimpleTrainer):
         return {key: state[key].clone() for key in self._statistics}
 
     def _culprits(self, metrics: Mapping[str, float]) -> tuple[str, ...]:
-        """The terms of this process that are not finite; an overflow that the loss scale will heal is none."""
+        """The terms of this process that are not finite; an overflow that a smaller loss scale may heal is none."""
         bad = tuple(
             f"{name}={value}"
             for name, value in metrics.items()
             if name not in ("total_loss", "grad_norm") and not math.isfinite(value)
         )
-        if bad or math.isfinite(metrics["grad_norm"]) or self.grad_scaler.is_enabled():
+        if bad or math.isfinite(metrics["grad_norm"]) or self.grad_scaler.get_scale() > 1:
             return bad
         return (f"all losses are finite but the gradient norm is {metrics['grad_norm']}",)
 
@@ -191,6 +220,23 @@ class PrecisionTrainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over optimizer and loss scale; a run may go on in another precision, then the scale starts anew."""
         super().load_state_dict(state_dict)
+        _check_moments(self.optimizer)
         if state_dict.get("grad_scaler") and self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.bad_steps.count = state_dict.get("bad_steps", 0)
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless what a file brought fits: torch itself does not look, and writes past a short tensor."""
+    kinds = set()
+    for parameter, state in optimizer.state.items():
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the optimizer's state of a parameter is a {type(state).__name__}")
+        kinds.add(tuple((name, type(value)) for name, value in state.items()))
+        for name, value in state.items():
+            if isinstance(value, Tensor) and name != "step":
+                check_kinds(parameter.detach(), value, f"the optimizer's {name}")
+            elif isinstance(value, Tensor) and value.numel() != 1:
+                raise ValueError(f"the optimizer's {name} is of shape {tuple(value.shape)}, wanted one number")
+    if len(kinds) > 1:
+        raise ValueError("the optimizer's state holds different things for different parameters")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mfuser_d2.core.checkpoint_file import read_checkpoint, write_checkpoint
+from mfuser_d2.core.checkpoint_file import check_kinds, read_checkpoint, write_checkpoint, write_text
 
 
 class Trap:
@@ -40,6 +40,43 @@ def test_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         write_checkpoint(path, {"model": {"w": torch.ones(1)}})
     assert read_checkpoint(path)["model"]["w"].item() == 0
     assert [file.name for file in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_small_files_are_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_text(tmp_path / "new" / "a", "old")
+
+    def full_disk(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="a could not be written.*Free space"):
+        write_text(tmp_path / "new" / "a", "newer")
+    assert (tmp_path / "new" / "a").read_text() == "old" and len(list((tmp_path / "new").iterdir())) == 1
+
+
+OWN = {"lr": 0.1, "betas": (0.9, 0.9), "fused": True, "count": 3, "later": None, "w": torch.ones(2)}
+
+
+@pytest.mark.parametrize("change", [{"lr": 1}, {"betas": [0.5, 0.5]}, {"count": 10**30}, {"more": 1}])
+def test_state_of_the_same_kind_passes(change: dict):
+    check_kinds(OWN, {**OWN, **change})
+    check_kinds(OWN, {})
+    check_kinds({"n": 1}, {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": None}, {"lr": float("nan")}, {"lr": True}, {"betas": (0.9,)}, {"betas": 0.9}, {"betas": (0.9, "x")},
+        {"fused": 1}, {"fused": None}, {"later": True},
+        {"count": 3.0}, {"count": None}, {"w": torch.ones(3)}, {"w": torch.ones(2).to_sparse()}, {"w": 1},
+    ],
+)  # fmt: skip
+def test_state_of_another_kind_is_refused_with_its_place(change: dict):
+    with pytest.raises(ValueError, match=rf"^here\.{next(iter(change))}.* wanted something like"):
+        check_kinds(OWN, {**OWN, **change}, "here")
+    with pytest.raises(ValueError, match=r"^here\.lr is None"):
+        check_kinds(OWN, {"count": 3}, "here")
 
 
 def test_bare_state_dict_and_safetensors_are_wrapped(tmp_path: Path):
