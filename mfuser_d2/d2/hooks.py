@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
+from detectron2.utils.events import EventStorage, EventWriter, TensorboardXWriter, get_event_storage
 
 from mfuser_d2.core.checkpoint import FORMAT, encoder_identity, trainable_state_dict
 from mfuser_d2.core.checkpoint_file import remove_unfinished, write_checkpoint
 from mfuser_d2.core.ema import WeightAverage
 from mfuser_d2.d2.checkpoint import MFuserCheckpointer, numbered_checkpoints
 from mfuser_d2.d2.metrics import WINDOW, RecordNumbers
-from mfuser_d2.d2.run import RunError, first_line
+from mfuser_d2.d2.run import RunError, first_line, reason_outside
 from mfuser_d2.d2.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 class ProgressPrinter(EventWriter):
     """One log line: iteration, time left, losses, learning rate, speed, share of waiting for data, memory.
+
+    Speed and share are means: where a loader with four workers is too slow, three of four batches come at once and the
+    fourth is waited for, and a median would see no waiting at all.
 
     Args:
         max_iter: iterations in all.
@@ -37,18 +40,20 @@ class ProgressPrinter(EventWriter):
     def __init__(self, *, max_iter: int, images_per_step: int) -> None:
         self.max_iter = max_iter
         self.images_per_step = images_per_step
-        self._has_warned_of_loader = False
+        self._first_iter: int | None = None
+        self._is_loader_slow = False
 
     def write(self) -> None:
         """Log the line; nothing after the last iteration."""
         storage = get_event_storage()
         if storage.iter < self.max_iter:
             logger.info(self.line(storage))
+            self._watch_loader(storage)
 
     def line(self, storage: EventStorage) -> str:
         """The progress line for what the storage holds."""
         parts = [f"iter {storage.iter + 1}/{self.max_iter}"]
-        seconds = _median(storage, "time")
+        seconds, waiting = _seconds_of_step(storage)
         if seconds:
             left = datetime.timedelta(seconds=int(seconds * (self.max_iter - storage.iter - 1)))
             parts.append(f"left {left}")
@@ -56,9 +61,8 @@ class ProgressPrinter(EventWriter):
         if "lr" in storage.histories():
             parts.append(f"lr {storage.history('lr').latest():.3g}")
         if seconds:
-            waiting = (_median(storage, "data_time") or 0.0) / seconds
-            parts.append(f"{seconds:.3f} s/iter  {self.images_per_step / seconds:.2f} images/s  data {waiting:.0%}")
-            self._warn_of_loader(waiting)
+            speed = f"{seconds:.3f} s/iter  {self.images_per_step / seconds:.2f} images/s"
+            parts.append(f"{speed}  data {waiting / seconds:.0%}")
         parts.append(f"memory {peak_memory() / 2**30:.2f} GiB")
         return "  ".join(parts)
 
@@ -69,13 +73,42 @@ class ProgressPrinter(EventWriter):
         total = _median(storage, "total_loss")
         return f"loss {total:.3f} ({terms})" if total is not None else "loss not known yet"
 
-    def _warn_of_loader(self, waiting: float) -> None:
-        if waiting > 0.3 and not self._has_warned_of_loader:
-            self._has_warned_of_loader = True
+    def _watch_loader(self, storage: EventStorage) -> None:
+        """Warn where a window without the first batches, for which the workers had to start, is slow; again if it was
+        fast meanwhile."""
+        if self._first_iter is None:
+            self._first_iter = storage.iter
+        seconds, waiting = _seconds_of_step(storage)
+        if not seconds or storage.iter < self._first_iter + 2 * WINDOW:
+            return
+        share = waiting / seconds
+        if share > 0.3 and not self._is_loader_slow:
             logger.warning(
                 "%.0f %% of the time is spent waiting for data: raise DATALOADER.NUM_WORKERS or use a faster disk.",
-                100 * waiting,
+                100 * share,
             )
+        self._is_loader_slow = share > (0.15 if self._is_loader_slow else 0.3)
+
+
+class TensorBoardFiles(TensorboardXWriter):
+    """TensorBoard's files; where they cannot be written any more, that is said once and training goes on."""
+
+    _has_failed = False
+
+    def write(self) -> None:
+        self._unless_failed(super().write)
+
+    def close(self) -> None:
+        self._unless_failed(super().close)
+
+    def _unless_failed(self, action: Callable[[], None]) -> None:
+        if self._has_failed:
+            return
+        try:
+            action()
+        except OSError as error:
+            self._has_failed = True
+            logger.warning("No more TensorBoard files are written (%s); metrics.json has the same numbers.", error)
 
 
 class KeepCheckpoints(HookBase):
@@ -143,7 +176,18 @@ class KeepCheckpoints(HookBase):
         self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
         self.saved = self.trainer.iter
         if comm.is_main_process():
+            self._say_what_vanished()
             self._delete_oldest(self.checkpointer.get_checkpoint_file())
+
+    def _say_what_vanished(self) -> None:
+        gone = [path for path in self._files if not Path(path).exists()]
+        if gone:
+            self._files = [path for path in self._files if path not in gone]
+            logger.error(
+                "Somebody removed %s or the disk it lay on; this run has made OUTPUT_DIR=%s again and goes on, but "
+                "what lay there before, log.txt included, is lost.",
+                *(", ".join(gone), self.checkpointer.save_dir),
+            )
 
     def _delete_oldest(self, newest: str) -> None:
         self._files = [*(path for path in self._files if path != newest), newest]
@@ -199,14 +243,13 @@ class EvaluateRegularly(HookBase):
         try:
             with self.checkpoints.stop.ending_at_once():
                 scores = self._evaluate()
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "alloc" not in str(error):
+        except (MemoryError, RuntimeError, OSError) as error:
+            reason = _reason_in_evaluation(error)
+            if not reason:
                 raise
             raise RunError(
-                f"Memory was short in the evaluation after iteration {iteration} ({first_line(error)}). Everything "
-                f"trained is in {self.checkpoints.checkpointer.get_checkpoint_file()}. Lower "
-                "MODEL.MFUSER.INFERENCE.BATCH, or DATALOADER.NUM_WORKERS, or set INPUT.MFUSER.TEST_SIZE, and start "
-                "again with --resume: the evaluation is done first."
+                f"The evaluation after iteration {iteration} failed: {reason} Everything trained is in "
+                f"{self.checkpoints.checkpointer.get_checkpoint_file()}; a run with --resume evaluates it first."
             ) from error
         finally:
             if self.trainer.iter >= self.trainer.max_iter:
@@ -214,6 +257,18 @@ class EvaluateRegularly(HookBase):
         if scores:
             self.numbers.write_scores(scores, iteration)
         comm.synchronize()  # evaluation takes the processes different times
+
+
+def _reason_in_evaluation(error: Exception) -> str:
+    """What outside the program made an evaluation fail and what to do, "" where nothing is known."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in str(error):
+        return (
+            f"memory was short ({first_line(error)}). Lower MODEL.MFUSER.INFERENCE.BATCH, or DATALOADER.NUM_WORKERS, "
+            "or set INPUT.MFUSER.TEST_SIZE."
+        )
+    if isinstance(error, RunError):
+        return str(error)
+    return reason_outside(error) or (f"{error}." if isinstance(error, OSError) else "")
 
 
 class AverageWeights(HookBase):
@@ -248,6 +303,14 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+
+def _seconds_of_step(storage: EventStorage) -> tuple[float, float]:
+    """Mean seconds of the last steps, and of waiting for data in them; 0 where nothing was timed yet."""
+    if not {"time", "data_time"} <= set(storage.histories()):
+        return 0.0, 0.0
+    count = max(storage.count_samples("time", WINDOW), 1)
+    return storage.history("time").avg(count), storage.history("data_time").avg(count)
 
 
 def _median(storage: EventStorage, name: str) -> float | None:

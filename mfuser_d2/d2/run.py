@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -26,6 +27,8 @@ _RECORD = "mfuser_d2.record"  # a logger that writes to log.txt only
 class RunError(RuntimeError):
     """Something outside the program ended a run; the message says what, what is kept, and what to do."""
 
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 _USER_ERRORS = (OSError, KeyError, ValueError)
 TRAINING_ERRORS = (OSError, FloatingPointError, RunError)
@@ -58,6 +61,8 @@ def first_line(error: BaseException) -> str:
 def reason_outside(error: Exception) -> str:
     """What outside the program may have caused an error, "" where nothing is known."""
     text = str(error).lower()
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"{error}. Free space or change OUTPUT_DIR, and start again with --resume."
     if not isinstance(error, RuntimeError):
         return ""
     if "dataloader worker" in text:  # raised wherever the program was when the worker ended

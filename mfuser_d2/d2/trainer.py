@@ -19,20 +19,20 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.testing import flatten_results_dict, verify_results
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, EventWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
 from mfuser_d2.core.ema import WeightAverage
 from mfuser_d2.d2.bad_step import BadSteps
 from mfuser_d2.d2.checkpoint import MFuserCheckpointer
-from mfuser_d2.d2.hooks import AverageWeights, EvaluateRegularly, KeepCheckpoints, ProgressPrinter
+from mfuser_d2.d2.hooks import AverageWeights, EvaluateRegularly, KeepCheckpoints, ProgressPrinter, TensorBoardFiles
 from mfuser_d2.d2.metrics import MetricsFile, RecordNumbers
 from mfuser_d2.d2.processes import synchronise_batch_norm, wrap_for_processes
 from mfuser_d2.d2.protocol import protocol_of, source_datasets
-from mfuser_d2.d2.run import TRAINING_ERRORS, RunError, reason_outside
+from mfuser_d2.d2.run import RunError, reason_outside
 from mfuser_d2.d2.solver import build_clip, build_lr_scheduler, build_optimizer
 from mfuser_d2.d2.stopping import StopSignals
-from mfuser_d2.d2.train_step import DataError, PrecisionTrainer, training_dtype
+from mfuser_d2.d2.train_step import DataError, NamedBatches, PrecisionTrainer, training_dtype
 from mfuser_d2.d2.validation import validate_config
 from mfuser_d2.data import build_test_loader, build_train_loader
 from mfuser_d2.evaluation import build_evaluator, summarize, target_mean
@@ -126,12 +126,14 @@ class MFuserTrainer(DefaultTrainer):
             except DataError:
                 self._save_before_step()
                 raise
-            except TRAINING_ERRORS:
+            except (RunError, FloatingPointError):
                 raise
             except Exception as error:
                 reason = reason_outside(error)
                 if reason:
                     raise RunError(f"Training ended at iteration {self.iter}: {reason}") from error
+                if isinstance(error, OSError):
+                    raise
                 logger.exception("Training failed at iteration %d:", self.iter)
                 raise
             finally:
@@ -157,6 +159,8 @@ class MFuserTrainer(DefaultTrainer):
         """Take over what `state_dict` gave; the seed only where the config leaves it open (SEED -1)."""
         super().load_state_dict(state_dict)
         self._first_draw = state_dict.get("draws", (self.iter + 1) * self.cfg.SOLVER.IMS_PER_BATCH)
+        if self.iter < 0 or self._first_draw < 0:
+            raise ValueError(f"iteration {self.iter} and {self._first_draw} images cannot be negative")
         if self._has_own_seed and "seed" in state_dict:
             self.cfg = _with_seed(self.cfg, state_dict["seed"])
             self._trainer.seed = self.cfg.SEED
@@ -238,7 +242,7 @@ class MFuserTrainer(DefaultTrainer):
             ProgressPrinter(max_iter=self.max_iter, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH),
             MetricsFile(os.path.join(folder, "metrics.json")),
             # What a killed run wrote beyond its last checkpoint is hidden.
-            TensorboardXWriter(folder, purge_step=self.start_iter or None),
+            TensorBoardFiles(folder, purge_step=self.start_iter or None),
         ]
 
     def _test_now(self) -> Mapping[str, Any]:
@@ -265,6 +269,8 @@ class MFuserTrainer(DefaultTrainer):
         Args:
             evaluators: one per data set instead of those of `build_evaluator`.
             weights: what the table says was evaluated; None = MODEL.WEIGHTS.
+        Raises:
+            DataError: images could not be read; says why.
         Returns:
             Data set -> {"sem_seg": {metric: percent}}, and under "mean" the average over the unseen targets (over all
             data sets where none is unseen). Empty on all but the main process.
@@ -275,7 +281,8 @@ class MFuserTrainer(DefaultTrainer):
         results: OrderedDict[str, Any] = OrderedDict()
         for index, name in enumerate(names):
             evaluator = evaluators[index] if evaluators is not None else cls.build_evaluator(cfg, name)
-            results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+            loader = NamedBatches(cls.build_test_loader(cfg, name), name)
+            results[name] = inference_on_dataset(model, loader, evaluator)
         if not comm.is_main_process() or not names:
             return OrderedDict()
         sources = source_datasets(cfg)

@@ -1,6 +1,7 @@
 """What ends a run from outside: signals, data that vanish, a full disk, short memory, numbers that go wrong."""
 
 import json
+import logging
 import os
 import resource
 import shutil
@@ -186,12 +187,67 @@ def test_data_set_that_vanishes_is_named_and_nothing_trained_is_lost(trainer, to
     assert trainer().start_iter == 5
 
 
+def test_worker_killed_in_the_last_evaluation_says_where_everything_is(trainer, toy_cfg):
+    run = trainer(evaluates=True, MAX_ITER=4)
+    reason = "DataLoader worker (pid 7) is killed by signal: Killed."
+
+    class Killed(list):
+        def __iter__(self):
+            raise RuntimeError(reason)
+
+    type(run).build_test_loader = classmethod(lambda cls, cfg, name: Killed())
+    with pytest.raises(RunError, match="of toy_sem_seg_val could not be read: .*Killed.*lower DATALOADER.*model_final"):
+        run.train()
+
+
+@pytest.mark.parametrize("period", [0, 2])
+def test_image_lost_before_an_evaluation_says_where_everything_is(trainer, toy_cfg, period: int):
+    """In an evaluation between steps nothing may be saved again: it would be as of the step before."""
+    toy_cfg.TEST.EVAL_PERIOD = period
+    run = trainer(evaluates=True, MAX_ITER=4)
+
+    class Lost(list):
+        def __iter__(self):
+            raise ValueError("image /sets/a.png is truncated")
+
+    type(run).build_test_loader = classmethod(lambda cls, cfg, name: Lost())
+    last = "model_0000001.pth" if period else "model_final.pth"
+    with pytest.raises(RunError, match=f"a.png is truncated.*Everything trained is in .*{last}"):
+        run.train()
+    assert (Path(toy_cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == last
+
+
+def test_full_disk_under_the_metrics_says_what_to_do(trainer, toy_cfg, monkeypatch: pytest.MonkeyPatch):
+    run = trainer(MAX_ITER=8, CHECKPOINT_PERIOD=3)
+
+    def full(self) -> None:
+        if run.iter > 4:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mfuser_d2.d2.metrics.MetricsFile.write", full)
+    with pytest.raises(RunError, match="iteration 5: .*No space left on device.*Free space or change OUTPUT_DIR"):
+        run.train()
+    assert trainer().start_iter == 3
+
+
+def test_training_outlives_its_tensorboard_files(trainer, toy_cfg, monkeypatch: pytest.MonkeyPatch, caplog):
+    def full(self) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("detectron2.utils.events.TensorboardXWriter.write", full)
+    monkeypatch.setattr("detectron2.utils.events.TensorboardXWriter.close", full)
+    trainer(MAX_ITER=8).train()
+    assert caplog.text.count("No more TensorBoard files are written") == 1
+    assert (Path(toy_cfg.OUTPUT_DIR) / "model_final.pth").exists()
+
+
 def test_output_folder_that_is_removed_is_made_again(trainer, toy_cfg, caplog):
     run = trainer(MAX_ITER=8, CHECKPOINT_PERIOD=3)
     during_step(run, 4, lambda: shutil.rmtree(toy_cfg.OUTPUT_DIR))
     run.train()
     names = {path.name for path in Path(toy_cfg.OUTPUT_DIR).iterdir()}
     assert {"model_0000005.pth", "model_final.pth", "metrics.json", "last_checkpoint"} <= names
+    assert caplog.text.count("Somebody removed ") == 1 and "model_0000002.pth" in caplog.text
 
 
 def test_full_disk_ends_the_run_and_keeps_the_checkpoint_before(trainer, toy_cfg):
@@ -220,7 +276,7 @@ def test_short_memory_in_evaluation_says_what_to_lower_and_loses_nothing(trainer
         torch.empty(2**60, dtype=torch.uint8)
 
     run.test = starved
-    with pytest.raises(RunError, match="Memory was short .* is in .*model_final.pth. Lower MODEL.MFUSER.INFERENCE"):
+    with pytest.raises(RunError, match="memory was short .* Lower MODEL.MFUSER.INFERENCE.* is in .*model_final.pth"):
         run.train()
     again = trainer(evaluates=True)
     again.train()
@@ -314,17 +370,52 @@ def test_deterministic_run_repeats_bit_for_bit(trainer, toy_cfg):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_slow_loader_is_warned_of_once(trainer, toy_cfg, caplog):
-    run = trainer(MAX_ITER=8)
-    batches = run._trainer.data_loader
+class Waiting:
+    """A loader that lets some batches be waited for."""
 
-    class Slow:
-        def __iter__(self):
-            for items in batches:
-                time.sleep(0.05)
-                yield items
+    def __init__(self, loader, is_slow) -> None:
+        self.loader, self.is_slow = loader, is_slow
 
-    run._trainer.data_loader = Slow()
-    run.train()
-    warnings = [record.message for record in caplog.records if "waiting for data" in record.message]
-    assert len(warnings) == 1 and "raise DATALOADER.NUM_WORKERS" in warnings[0]
+    def __iter__(self):
+        for number, items in enumerate(self.loader):
+            if self.is_slow(number):
+                time.sleep(0.03)
+            yield items
+
+
+def loader_warnings(trainer, caplog, is_slow) -> list[int]:
+    """The iterations at which the loader was called slow in a run of 100 with a progress line for every one."""
+    run = trainer(MAX_ITER=100, LOG_PERIOD=1, CHECKPOINT_PERIOD=1000)
+    run._trainer.data_loader = Waiting(run._trainer.data_loader, is_slow)
+    said = []
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "waiting for data" in record.getMessage():
+                assert "raise DATALOADER.NUM_WORKERS" in record.getMessage()
+                said.append(run.iter)
+
+    handler = Note()
+    logging.getLogger("mfuser_d2.d2.hooks").addHandler(handler)
+    try:
+        run.train()
+    finally:
+        logging.getLogger("mfuser_d2.d2.hooks").removeHandler(handler)
+    return said
+
+
+def test_slow_loader_is_warned_of_once(trainer, caplog):
+    assert len(loader_warnings(trainer, caplog, lambda number: True)) == 1
+
+
+def test_loader_that_is_slow_in_every_fourth_batch_is_slow(trainer, caplog):
+    """So it is where four workers are too slow: they bring four batches at once; most steps wait for none."""
+    assert len(loader_warnings(trainer, caplog, lambda number: number % 4 == 0)) == 1
+
+
+def test_workers_that_have_to_start_are_no_slow_loader(trainer, caplog):
+    assert not loader_warnings(trainer, caplog, lambda number: number < 15)
+
+
+def test_loader_that_becomes_slow_again_is_warned_of_again(trainer, caplog):
+    assert len(loader_warnings(trainer, caplog, lambda number: not 35 <= number < 65)) == 2

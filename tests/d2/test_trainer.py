@@ -126,6 +126,14 @@ def test_gradient_that_is_not_finite_names_the_first_tensor(toy_cfg, toy_trainer
         trainer.train()
 
 
+def test_float16_gradient_that_no_loss_scale_heals_ends_the_run(toy_cfg, toy_trainer_class):
+    toy_cfg.DATASETS.TEST, toy_cfg.SOLVER.MAX_ITER, toy_cfg.MODEL.MFUSER.PRECISION = (), 100, "float16"
+    trainer = toy_trainer_class(toy_cfg)
+    trainer.model.head.bias.register_hook(lambda gradient: gradient / 0)
+    with pytest.raises(FloatingPointError, match="iteration 16: all losses are finite.*first in head.bias"):
+        trainer.train()
+
+
 def test_full_model_clipping_bounds_the_update(toy_cfg, toy_trainer_class):
     toy_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     toy_cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
