@@ -124,31 +124,36 @@ class Run:
     def is_writing(self) -> bool:
         return any(name.endswith(".tmp") for name in os.listdir(self.folder)) if self.folder.exists() else False
 
+    def is_evaluating(self) -> bool:
+        """Whether images are being predicted: Detectron2 says when it begins with a data set and when it is through."""
+        text = self.text()
+        return text.count("Start inference") > text.count("Total inference time")
 
-def wait_for(run: Run, moment: str, rng: random.Random, seconds: float) -> bool:
-    """Return at a moment of that kind; False where the run ended first.
+
+def wait_for(run: Run, moment: str, rng: random.Random, seconds: float) -> str:
+    """Return at a moment of that kind.
 
     Args:
         run: just started.
         moment: a key of MOMENTS.
         rng: draws the moment.
-        seconds: what a whole training takes without its start.
+        seconds: what a whole training takes.
+    Returns:
+        The kind that was met: "anywhere" where the wanted one did not come in time, "" where the run ended first.
     """
     if moment == "starting":
-        return _sleep(run, rng.uniform(0, 1.5))
+        return moment if _sleep(run, rng.uniform(0, 1.5)) else ""
     while "Training from iteration" not in run.text():
         if not _sleep(run, 0.02):
-            return False
+            return ""
     if not _sleep(run, rng.uniform(0, 0.4 * seconds)):
-        return False
-    if moment == "anywhere":
-        return True
-    end = time.monotonic() + 0.3 * seconds
-    while time.monotonic() < end and not run.is_over():
-        if run.is_writing() if moment == "writing" else run.text().count("Start inference") > run.text().count("mIoU"):
-            return True
+        return ""
+    end = time.monotonic() + 0.4 * seconds
+    while moment != "anywhere" and time.monotonic() < end and not run.is_over():
+        if run.is_writing() if moment == "writing" else run.is_evaluating():
+            return moment
         time.sleep(0.0005 if moment == "writing" else 0.02)
-    return not run.is_over()
+    return "" if run.is_over() else "anywhere"
 
 
 def _sleep(run: Run, seconds: float) -> bool:
@@ -222,7 +227,8 @@ def soak(args: argparse.Namespace) -> bool:
         moment = rng.choices(list(MOMENTS), list(MOMENTS.values()))[0]
         begin = time.monotonic()
         run = Run(killed, args.output / "killed.log", args.opts)
-        if not wait_for(run, moment, rng, seconds):
+        moment = wait_for(run, moment, rng, seconds)
+        if not moment:
             ends.append(report_end(whole, killed, run))
             shutil.rmtree(killed)  # the next kills hit a new training
             known = -1

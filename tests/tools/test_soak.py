@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,27 @@ def test_announced_and_saved_iterations(soak: ModuleType, tmp_path: Path):
     (tmp_path / "model_0000009.pth").write_bytes(b"half")
     with pytest.raises(ValueError, match="model_0000009"):
         soak.saved(tmp_path)
+
+
+def test_moment_that_is_named_was_met(soak: ModuleType):
+    """The second evaluation of a process as well, after the first has written its table with a mIoU in every row."""
+    one = "Start inference on 1 batches\nTotal inference time: 1\nTotal inference pure compute time: 1\n"
+    table = "mIoU 1\nmIoU (16 classes) 2\nmIoU (13 classes) 3\n"
+
+    class Fake(soak.Run):
+        def __init__(self, text: str) -> None:
+            self.said = "Training from iteration 0 to 9\n" + text
+
+        def text(self) -> str:
+            return self.said
+
+        def is_over(self) -> bool:
+            return False
+
+        def is_writing(self) -> bool:
+            return False
+
+    rng = random.Random(0)
+    assert soak.wait_for(Fake(one + table + "Start inference on 1 batches"), "evaluating", rng, 0.1) == "evaluating"
+    assert soak.wait_for(Fake(one + table), "evaluating", rng, 0.1) == "anywhere"
+    assert soak.wait_for(Fake(one + table), "writing", rng, 0.1) == "anywhere"
