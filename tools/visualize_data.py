@@ -32,7 +32,7 @@ PIXEL_MEAN = (123, 117, 104)
 MARGIN = 10
 
 Row = tuple[str, list[np.ndarray], np.ndarray]
-"""Caption, panels, and how many pixels of each class the row shows."""
+"""Caption, panels, and how many pixels of each class, and last of none, the row shows."""
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -78,6 +78,12 @@ def panels_of(image: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
     return [image, overlay_labels(image, labels, COLORS), paint_labels(labels, COLORS)]
 
 
+def count(*maps: np.ndarray) -> np.ndarray:
+    """Pixels of each class and, last, ignored ones over some label maps, (20,)."""
+    counts = np.bincount(np.concatenate([labels.ravel() for labels in maps]), minlength=256)
+    return np.append(counts[:NUM_CLASSES], counts[IGNORE_LABEL])
+
+
 def describe(labels: np.ndarray) -> str:
     ignored = float((labels == IGNORE_LABEL).mean())
     return f"{labels.shape[0]}x{labels.shape[1]}, {ignored:.0%} ignored"
@@ -91,7 +97,7 @@ def row_of(item: dict, crop_size: tuple[int, int]) -> Row:
     caption = f"{item['file_name']}: {describe(labels)}; crop {describe(target)}"
     crops = [letterbox(panel, image) for panel in (crop, paint_labels(target, COLORS))]
     panels = [np.ascontiguousarray(image[..., ::-1]), paint_labels(labels, COLORS), *crops]
-    return caption, panels, np.bincount(np.r_[labels.ravel(), target.ravel()], minlength=256)[:NUM_CLASSES]
+    return caption, panels, count(labels, target)
 
 
 def rows_from_config(args: argparse.Namespace) -> Iterator[Row]:
@@ -117,7 +123,7 @@ def rows_from_names(args: argparse.Namespace) -> Iterator[Row]:
                 image, labels = read_pair(*pairs[index])
                 panels = panels_of(np.ascontiguousarray(image[..., ::-1]), labels)
                 caption = f"{name}: {pairs[index][0].name}, {describe(labels)}"
-                yield caption, panels, np.bincount(labels.ravel(), minlength=256)[:NUM_CLASSES]
+                yield caption, panels, count(labels)
             continue
         first = read_pair(*list_pairs(name)[0])[1]
         crop_size = tuple(args.crop or (max(first.shape[0] // 2, 1),) * 2)
@@ -133,7 +139,8 @@ def draw_rows(rows: Sequence[Row]) -> np.ndarray:
     heads = ["image", "labels", "crop", "crop labels"] if len(panels[0]) == 4 else ["image", "overlay", "labels"]
     grid = draw_grid(panels, heads=heads, captions=captions)
     shown = np.flatnonzero(np.sum(counts, axis=0))
-    legend = draw_legend([CLASSES[k] for k in shown], [COLORS[k] for k in shown], width=grid.shape[1] - 2 * MARGIN)
+    names, colors = (*CLASSES, "ignored"), (*COLORS, (0, 0, 0))
+    legend = draw_legend([names[k] for k in shown], [colors[k] for k in shown], width=grid.shape[1] - 2 * MARGIN)
     legend = np.pad(legend, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
     return np.concatenate([grid, legend])
 

@@ -63,6 +63,16 @@ def test_config_draws_the_training_loader(visualize, tmp_path: Path) -> None:
     assert np.array(Image.open(output)).std() > 20
 
 
+def test_legend_names_what_is_shown_and_what_is_ignored(visualize, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = []
+    monkeypatch.setattr(visualize, "draw_legend", lambda names, colors, width: named.append((names, colors))
+                        or np.zeros((20, width, 3), np.uint8))  # fmt: skip
+    image, labels = np.zeros((8, 12, 3), np.uint8), np.full((8, 12), 10, np.uint8)
+    labels[2:] = 255
+    visualize.draw_rows([("caption", visualize.panels_of(image, labels), visualize.count(labels))])
+    assert named == [(["sky", "ignored"], [(70, 130, 180), (0, 0, 0)])]
+
+
 def test_padding_is_shown(visualize) -> None:
     padded = visualize.pad(np.zeros((2, 3, 3), np.uint8), (4, 5), (1, 2, 3))
     assert padded.shape == (4, 5, 3) and (padded[3, 4] == (1, 2, 3)).all() and not padded[:2, :3].any()
