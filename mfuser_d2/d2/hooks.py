@@ -268,7 +268,7 @@ def _reason_in_evaluation(error: Exception) -> str:
         )
     if isinstance(error, RunError):
         return str(error)
-    return reason_outside(error) or (f"{error}." if isinstance(error, OSError) else "")
+    return reason_outside(error) or (f"{str(error).rstrip('.')}." if isinstance(error, OSError) else "")
 
 
 class AverageWeights(HookBase):

@@ -79,6 +79,7 @@ def reason_outside(error: Exception) -> str:
     return ""
 
 
+@one_line_errors((OSError,))
 def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Prepare one process of a run.
 
@@ -88,12 +89,15 @@ def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     Args:
         args: of the command line; `eval_only` switches cuDNN's search for fast kernels off, which only pays in
             training.
+    Raises:
+        SystemExit: OUTPUT_DIR cannot be written to; says why.
     """
     rank = comm.get_rank()
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     for name in ("detectron2", "fvcore", "mfuser_d2"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
     record = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=_RECORD, configure_stdout=False)
+    _spare_terminal("detectron2", "fvcore", "mfuser_d2", _RECORD)
     record.info("Process %d of %d, arguments %s\n%s", rank, comm.get_world_size(), vars(args), collect_env_info())
     record.info("Config:\n%s", cfg.dump())
     if comm.is_main_process():
@@ -105,6 +109,14 @@ def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         repeat_exactly()
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+
+
+def _spare_terminal(*names: str) -> None:
+    """Keep log.txt's handlers from printing a traceback for every line that a full disk does not take."""
+    for name in names:
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is not sys.stdout:
+                handler.handleError = lambda record: None
 
 
 def repeat_exactly() -> None:

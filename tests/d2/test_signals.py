@@ -1,5 +1,6 @@
 """What ends a run from outside: signals, data that vanish, a full disk, short memory, numbers that go wrong."""
 
+import argparse
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import torch  # noqa: E402
 
 from mfuser_d2.core.checkpoint_file import read_checkpoint  # noqa: E402
 from mfuser_d2.d2.bad_step import repeat_step  # noqa: E402
-from mfuser_d2.d2.run import RunError, repeat_exactly  # noqa: E402
+from mfuser_d2.d2.run import RunError, repeat_exactly, set_up_run  # noqa: E402
 from mfuser_d2.d2.stopping import Stopped  # noqa: E402
 from mfuser_d2.d2.train_step import DataError  # noqa: E402
 from mfuser_d2.data.prepare import Report  # noqa: E402
@@ -239,6 +240,30 @@ def test_training_outlives_its_tensorboard_files(trainer, toy_cfg, monkeypatch: 
     trainer(MAX_ITER=8).train()
     assert caplog.text.count("No more TensorBoard files are written") == 1
     assert (Path(toy_cfg.OUTPUT_DIR) / "model_final.pth").exists()
+
+
+def test_full_disk_from_the_beginning_is_said_in_one_line_and_log_lines_are_lost_quietly(
+    toy_cfg, monkeypatch: pytest.MonkeyPatch, capfd
+):
+    def full(*args) -> None:
+        raise OSError(28, "No space left on device")
+
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "mfuser_d2", "mfuser_d2.record")]
+    before = [(logger, list(logger.handlers), logger.propagate, logger.level) for logger in loggers]
+    args = argparse.Namespace(eval_only=False)
+    try:
+        set_up_run(toy_cfg, args)
+        handler = loggers[-1].handlers[-1]
+        monkeypatch.setattr(handler, "flush", full)
+        loggers[-1].info("lost")
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(SystemExit, match="error: .*config.yaml could not be written.*Free space or change OUTPUT"):
+            set_up_run(toy_cfg, args)
+    finally:
+        for logger, handlers, propagate, level in before:
+            logger.handlers[:], logger.propagate = handlers, propagate
+            logger.setLevel(level)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_output_folder_that_is_removed_is_made_again(trainer, toy_cfg, caplog):
