@@ -68,8 +68,8 @@ def test_other_modes_look_alike(tmp_path, mode):
         picture = picture.convert("L").convert(mode)
     else:
         picture = picture.convert(mode)
-    suffix = {"CMYK": "tif", "YCbCr": "tif", "F": "tif", "I": "tif"}.get(mode, "png")
-    if mode == "HSV":
+    suffix = {"CMYK": "tif", "F": "tif", "I": "tif"}.get(mode, "png")
+    if mode in ("HSV", "YCbCr"):  # no file gives the first; of the second Pillow 12 cannot read what it has written
         got = to_rgb(picture)
     else:
         got = read_photo(saved(tmp_path / f"a.{suffix}", picture))
