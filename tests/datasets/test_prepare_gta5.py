@@ -208,6 +208,17 @@ def test_unusual_frequencies_of_a_complete_set(archive: Path) -> None:
     assert not [text for text in report.problems if "terrain" in text]
 
 
+@pytest.mark.parametrize("has_all", [True, False])
+def test_class_that_is_missing_in_a_complete_set(archive: Path, caplog: pytest.LogCaptureFixture, has_all: bool) -> None:
+    counts = np.full(20, 100)
+    counts[[0, 16]] = 400, 0
+    report, done = Report(jobs=1), Checked(Job(archive, archive, archive), counts, (12, 20))
+    caplog.set_level("INFO", "mfuser_d2")
+    conclude(report, archive, "x", [done], Expected(num_pairs=1, has_all=has_all))
+    says = "x: not one pixel of train in the complete set"
+    assert says in caplog.text and report.problems == ([says] if has_all else [])
+
+
 @pytest.mark.parametrize("jobs", ["-1", "two"])
 def test_impossible_number_of_processes(run, archive: Path, jobs: str) -> None:
     with pytest.raises(SystemExit) as stopped:
