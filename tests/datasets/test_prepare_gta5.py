@@ -209,7 +209,7 @@ def test_unusual_frequencies_of_a_complete_set(archive: Path) -> None:
 
 
 @pytest.mark.parametrize("has_all", [True, False])
-def test_class_that_is_missing_in_a_complete_set(archive: Path, caplog: pytest.LogCaptureFixture, has_all: bool) -> None:
+def test_class_missing_in_a_complete_set(archive: Path, caplog: pytest.LogCaptureFixture, has_all: bool) -> None:
     counts = np.full(20, 100)
     counts[[0, 16]] = 400, 0
     report, done = Report(jobs=1), Checked(Job(archive, archive, archive), counts, (12, 20))
