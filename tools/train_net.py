@@ -41,11 +41,14 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     set_up_run(cfg, args)
     if args.eval_only:
         with one_line_errors():
+            MFuserTrainer.require_test_sets(cfg)
             model = MFuserTrainer.build_model(cfg)
-            MFuserCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        MFuserTrainer.test(cfg, model)
+            checkpointer = MFuserCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        MFuserTrainer.test(cfg, model, weights=checkpointer.resumed_from or None)
         return
     with one_line_errors():
+        MFuserTrainer.require_test_sets(cfg)
         trainer = MFuserTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
     with one_line_errors(TRAINING_ERRORS):

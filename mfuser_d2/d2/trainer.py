@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -246,14 +247,26 @@ class MFuserTrainer(DefaultTrainer):
         ]
 
     def _test_now(self) -> Mapping[str, Any]:
-        done = min(self.iter + 1, self.max_iter)
-        weights = f"{self.cfg.OUTPUT_DIR} after {done} iterations"
+        weights = self.checkpointer.get_checkpoint_file()  # written just before
         if self.average is not None:
             weights += ", averaged"
         with nullcontext() if self.average is None else self.average.applied():
             self._last_eval_results = self.test(self.cfg, self.model, weights=weights)
         # What is not known (a class without ground truth) is left out: NaN is no JSON.
         return {name: value for name, value in flatten_results_dict(self._last_eval_results).items() if value == value}
+
+    @classmethod
+    def require_test_sets(cls, cfg: CfgNode) -> None:
+        """Fail now, not after hours of training or of the first targets, where a set of DATASETS.TEST is not there.
+
+        Raises:
+            FileNotFoundError: what the set's folder should hold, and how to get there.
+        """
+        for name in cfg.DATASETS.TEST:
+            try:
+                DatasetCatalog.get(name)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}\nOr leave {name} out of DATASETS.TEST.") from error
 
     @classmethod
     def test(

@@ -14,7 +14,8 @@ import torch  # noqa: E402
 
 from mfuser_d2.d2 import MFuserCheckpointer, MFuserTrainer, load_config  # noqa: E402
 from mfuser_d2.data.prepare import Report  # noqa: E402
-from mfuser_d2.data.streets.writer import write_streets  # noqa: E402
+from mfuser_d2.data.streets.writer import write_streets
+from mfuser_d2.evaluation import file_sha256  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = ("clip", "eva02", "siglip")
@@ -72,6 +73,7 @@ def test_variant_trains_saves_evaluates_and_gives_the_same_table_again(variant: 
     assert list(table["results"]) == list(cfg.DATASETS.TEST) and table["sources"] == ["streets_sem_seg_val"]
     for name in cfg.DATASETS.TEST:
         assert (tmp_path / "run" / "inference" / name / "confusion.json").is_file()
+    assert table["protocol"]["weights"]["sha256"] == file_sha256(tmp_path / "run" / "model_final.pth") is not None
 
     torch.manual_seed(12345)  # other random encoders: those of the checkpoint must come back
     again = configured(variant, tmp_path / "again")
@@ -136,6 +138,15 @@ def test_program_ends_with_one_line_for_a_config_that_contradicts_itself(data_ro
     done = run_program("--config-file", config, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7", data_root=data_root)
     assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout
     assert "error: MODEL.SEM_SEG_HEAD.NUM_CLASSES=7, but streets_sem_seg_train" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["--eval-only"]])
+def test_program_misses_a_target_before_it_computes(flags: list[str], data_root: Path, tmp_path: Path):
+    config = str(ROOT / "configs" / "quickstart" / "mfuser_tiny_clip.yaml")
+    opts = ["DATASETS.TEST", "('streets_sem_seg_val', 'acdc_fog_sem_seg_val')", "OUTPUT_DIR", str(tmp_path)]
+    done = run_program("--config-file", config, *flags, *opts, data_root=data_root)
+    assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout
+    assert "prepare_acdc.py" in done.stderr and "leave acdc_fog_sem_seg_val out of DATASETS.TEST" in done.stderr
 
 
 def test_program_names_a_truncated_checkpoint(data_root: Path, tmp_path: Path):
