@@ -295,7 +295,10 @@ class MFuserTrainer(DefaultTrainer):
         for index, name in enumerate(names):
             evaluator = evaluators[index] if evaluators is not None else cls.build_evaluator(cfg, name)
             loader = NamedBatches(cls.build_test_loader(cfg, name), name)
-            results[name] = inference_on_dataset(model, loader, evaluator)
+            try:
+                results[name] = inference_on_dataset(model, loader, evaluator)
+            finally:
+                loader.close()
         if not comm.is_main_process() or not names:
             return OrderedDict()
         sources = source_datasets(cfg)

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
@@ -264,6 +265,40 @@ def test_full_disk_from_the_beginning_is_said_in_one_line_and_log_lines_are_lost
             logger.handlers[:], logger.propagate = handlers, propagate
             logger.setLevel(level)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_lost_data_set_ends_the_program_at_once(data_root: Path, tmp_path: Path):
+    """Its workers outlive a SIGTERM by a minute, for which other processes of the run would wait."""
+    root = tmp_path / "datasets"
+    shutil.copytree(data_root, root)
+    process = running(tmp_path / "run", root)
+    shutil.rmtree(root / "streets" / "images")
+    begin = time.monotonic()
+    text, _ = process.communicate(timeout=150)
+    assert process.returncode == 1 and "Traceback" not in text, text[-3000:]
+    assert re.search("error: The images of iteration .* cannot be opened", text)
+    assert time.monotonic() - begin < 30
+    assert (tmp_path / "run" / "last_checkpoint").exists()
+
+
+def test_workers_of_an_evaluation_that_fails_are_ended(trainer, toy_cfg):
+    run = trainer(evaluates=True, MAX_ITER=2)
+    ended = []
+
+    class Batches(list):
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return [{"image": "no picture"}]
+
+        def _shutdown_workers(self) -> None:
+            ended.append(1)
+
+    type(run).build_test_loader = classmethod(lambda cls, cfg, name: Batches([0] * 9))
+    with pytest.raises((TypeError, AttributeError)):
+        run.train()
+    assert ended
 
 
 def test_output_folder_that_is_removed_is_made_again(trainer, toy_cfg, caplog):
