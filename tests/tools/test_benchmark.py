@@ -64,11 +64,11 @@ def test_adapter_measures_what_is_asked(benchmark, capsys, tmp_path):
 
 
 def test_exponent_is_the_slope_of_the_cost(benchmark):
-    from benchmarks.measure import cost_exponent
+    from benchmarks.measure import cost_exponents
 
-    rows = [{"length": 2**k, "cpu_seconds": 3.0 * 4.0**k, "device": "cpu"} for k in range(8)]
-    assert cost_exponent(rows, "length", 2, 64) == pytest.approx(2.0)
-    assert cost_exponent(rows[:2], "length", 1, 64) is None
+    rows = [{"length": 2**k, "seconds": 2.0**k, "cpu_seconds": 3.0 * 4.0**k} for k in range(8)]
+    assert cost_exponents(rows, "length", 2, 64) == pytest.approx({"exponent": 1.0, "cpu_exponent": 2.0})
+    assert cost_exponents(rows[:2], "length", 1, 64) == {}
 
 
 def test_unknown_benchmark_is_refused(benchmark, capsys):

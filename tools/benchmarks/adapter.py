@@ -8,13 +8,12 @@ import torch
 
 from benchmarks.measure import (
     add_common_arguments,
-    cost_exponent,
+    cost_exponents,
     describe_machine,
     draw,
     emit,
     peak_extra_bytes,
     prepare_memory_measurement,
-    prepare_timing,
     time_calls,
 )
 from mfuser_d2.core.adapters import ADAPTERS, TokenLayout, build_adapter
@@ -38,7 +37,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    prepare_timing()
     emit(describe_machine(arguments.device))
     cases = [
         (side, name, direction)
@@ -49,9 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     rows = [emit(measure(arguments, *case)) for case in cases]
     for name, direction in dict.fromkeys((row["adapter"], row["direction"]) for row in rows):
         own = [row for row in rows if (row["adapter"], row["direction"]) == (name, direction)]
-        exponent = cost_exponent(own, "tokens", 1024, 1 << 20)
-        if exponent is not None:
-            emit({"benchmark": "adapter_exponent", "adapter": name, "direction": direction, "exponent": exponent})
+        exponents = cost_exponents(own, "tokens", 1024, 1 << 20)
+        if exponents:
+            emit({"benchmark": "adapter_exponent", "adapter": name, "direction": direction, **exponents})
     prepare_memory_measurement()
     for side, name, direction in cases:
         peak = peak_extra_bytes(make_call(arguments, side, name, direction), arguments.device)

@@ -10,8 +10,9 @@ import logging
 import math
 import os
 import platform
+import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,8 +89,8 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def prepare_timing() -> None:
-    """Makes glibc keep freed blocks, as PyTorch does on a GPU: else results past 32 MiB also pay for fresh pages."""
+def keep_freed_blocks() -> None:
+    """Makes glibc keep freed memory, as PyTorch does on a GPU: else every block past 32 MiB pays for fresh pages."""
     _call_glibc("mallopt", MMAP_THRESHOLD, 1 << 30)
     _call_glibc("mallopt", TRIM_THRESHOLD, (1 << 31) - 1)
 
@@ -162,21 +163,20 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 
-def cost_exponent(rows: Iterable[dict], key: str, shortest: int, longest: int) -> float | None:
-    """Slope of log(cost) over log(row[key]) by least squares; None with fewer than three lengths in the range.
+def cost_exponents(rows: Sequence[dict], key: str, shortest: int, longest: int) -> dict[str, float]:
+    """Slopes of log(cost) over log(row[key]) by least squares: "exponent" of wall, "cpu_exponent" of CPU seconds.
 
-    Cost is CPU seconds on the CPU, wall seconds on a GPU.
+    Empty with fewer than three lengths in the range.
     """
-    cost = {True: "seconds", False: "cpu_seconds"}
-    points = [
-        (math.log(r[key]), math.log(r[cost[r["device"].startswith("cuda")]]))
-        for r in rows
-        if shortest <= r[key] <= longest
-    ]
-    if len(points) < 3:
-        return None
-    mean_x, mean_y = (sum(values) / len(points) for values in zip(*points))
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+    inside = [row for row in rows if shortest <= row[key] <= longest]
+    if len(inside) < 3:
+        return {}
+    lengths = [math.log(row[key]) for row in inside]
+    costs = {"exponent": "seconds", "cpu_exponent": "cpu_seconds"}
+    return {
+        name: statistics.linear_regression(lengths, [math.log(row[cost]) for row in inside]).slope
+        for name, cost in costs.items()
+    }
 
 
 def draw(rows: Iterable[dict], key: str, label: str, path: Path) -> None:

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from benchmarks.measure import (
     add_common_arguments,
-    cost_exponent,
+    cost_exponents,
     describe_machine,
     draw,
     emit,
+    keep_freed_blocks,
     peak_extra_bytes,
     prepare_memory_measurement,
-    prepare_timing,
     time_calls,
 )
 from mfuser_d2.core.ops.selective_scan import available_backends, selective_scan
@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference-backward-limit", type=int, default=512, help="longest reference backward; its cost is quadratic"
     )
+    parser.add_argument(
+        "--keep-freed", action="store_true", help="reuse freed memory, so that large results do not pay for fresh pages"
+    )
     add_common_arguments(parser)
 
 
@@ -63,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.lengths = [PAPER_LENGTH]
         arguments.reference_backward_limit = max(arguments.reference_backward_limit, PAPER_LENGTH)
     torch.manual_seed(0)
-    prepare_timing()
+    if arguments.keep_freed:
+        keep_freed_blocks()
     emit(describe_machine(arguments.device))
     probe = make_case(arguments, 1)
     obstacles = available_backends(*(probe[name] for name in "uABC"))
@@ -196,6 +200,6 @@ def summarise(rows: list[dict]) -> None:
     """Prints the fitted cost exponents."""
     for backend, direction in dict.fromkeys((row["backend"], row["direction"]) for row in rows):
         own = [row for row in rows if (row["backend"], row["direction"]) == (backend, direction)]
-        exponent = cost_exponent(own, "length", 1024, 65536)
-        if exponent is not None:
-            emit({"benchmark": "scan_exponent", "backend": backend, "direction": direction, "exponent": exponent})
+        exponents = cost_exponents(own, "length", 1024, 65536)
+        if exponents:
+            emit({"benchmark": "scan_exponent", "backend": backend, "direction": direction, **exponents})
