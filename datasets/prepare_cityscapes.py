@@ -34,6 +34,8 @@ def draw_polygons(job: Job) -> np.ndarray:
     try:
         annotation.fromJsonFile(str(job.source))
         check_pixels(job.source, annotation.imgHeight, annotation.imgWidth, "polygon file")
+        if min(annotation.imgHeight, annotation.imgWidth) < 1:
+            raise ValueError(f"it says it is {annotation.imgHeight}x{annotation.imgWidth} (H x W)")
         return np.array(createLabelImage(annotation, "trainIds"))
     except SystemExit as error:  # cityscapesscripts leaves the program at an unknown class
         raise ValueError(f"polygon file {job.source} names a class that cityscapesscripts does not know") from error

@@ -154,7 +154,9 @@ def _is_of_kind(own: Any, given: Any) -> bool:
         return isinstance(given, torch.Tensor) and own.shape == given.shape and given.layout == own.layout
     if isinstance(own, float):
         return type(given) in (int, float) and math.isfinite(given)
-    return isinstance(own, (bool, int, str, type(None))) and type(own) is type(given)
+    if isinstance(own, bool):  # a switch, which the config sets and no file
+        return own is given
+    return isinstance(own, (int, str, type(None))) and type(own) is type(given)
 
 
 def _numpy_scalars() -> list[Any]:

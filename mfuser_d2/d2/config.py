@@ -262,7 +262,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         raise ValueError(f"{' '.join(flags)} came after the KEY VALUE pairs; flags go in front of them")
     if len(opts) % 2:
         raise ValueError(f"Trailing options are pairs KEY VALUE; got {len(opts)} words: {' '.join(opts)}")
-    known, may_be_empty = all_keys(cfg), _empty_keys(cfg)
+    defaults = cfg.clone()
     try:
         if config_file:
             _refuse_giants(CfgNode.load_yaml_with_base(config_file, allow_unsafe=False))
@@ -272,9 +272,9 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         raise KeyError(_unknown_key_message(cfg, config_file, str(error.args[0]))) from error
     except Exception as error:  # yaml errors, yacs assertions and type errors
         raise ValueError(f"{config_file or 'The options'} cannot be used as a config: {error}") from error
-    empty = sorted((_empty_keys(cfg) - may_be_empty).intersection(known))
-    if empty:
-        raise ValueError(f"{config_file or 'The options'}: no value for {', '.join(empty)}; give one or leave it out")
+    odd = _odd_values(cfg, defaults)
+    if odd:
+        raise ValueError(f"{config_file or 'The options'}: {'; '.join(odd)}")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU is available: MODEL.DEVICE=%s becomes cpu.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
@@ -292,11 +292,19 @@ def all_keys(node: CfgNode, prefix: str = "") -> list[str]:
     return keys
 
 
-def _empty_keys(node: CfgNode) -> set[str]:
-    """Dotted names of the keys that hold None: yacs takes it for every key, but only some can do without a value."""
-    found = {name for name, value in node.items() if value is None}
-    children = [(name, value) for name, value in node.items() if isinstance(value, CfgNode)]
-    return found | {f"{name}.{key}" for name, child in children for key in _empty_keys(child)}
+def _odd_values(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> list[str]:
+    """What is wrong with values that yacs lets through: None for any key, and anything inside a list of numbers."""
+    odd = []
+    for name, default in defaults.items():
+        key, value = prefix + name, cfg[name]
+        if isinstance(default, CfgNode):
+            odd.extend(_odd_values(value, default, f"{key}."))
+        elif value is None and default is not None:
+            odd.append(f"no value for {key}; give one or leave it out")
+        elif isinstance(default, (list, tuple)) and default and all(type(item) in (int, float) for item in default):
+            if not all(type(item) in (int, float) for item in value):
+                odd.append(f"{key}={list(value)} has to be numbers, such as {list(default)}")
+    return odd
 
 
 def _refuse_giants(tree: object) -> None:

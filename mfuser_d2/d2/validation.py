@@ -157,6 +157,8 @@ def _check_solver(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.BASE_LR={solver.BASE_LR} has to be positive and BASE_LR_END={solver.BASE_LR_END} within 0..BASE_LR"
         )
+    if cfg.SEED >= 2**32:
+        raise ValueError(f"SEED={cfg.SEED} has to be below 2**32; -1 draws one")
     if not 0 <= solver.EMA_DECAY < 1:
         raise ValueError(f"SOLVER.EMA_DECAY={solver.EMA_DECAY} is outside 0..1 (1 excluded); 0 switches it off")
     if solver.WARMUP_ITERS < 0 or solver.WARMUP_ITERS > solver.MAX_ITER:
@@ -203,7 +205,7 @@ _CHECKS: tuple[Callable[[CfgNode], None], ...] = (
 def _one_of(key: str, value: str, known: Collection[str]) -> None:
     if value in known:
         return
-    near = difflib.get_close_matches(value, known, n=8, cutoff=0.6)
+    near = difflib.get_close_matches(value, known, n=8, cutoff=0.6) if isinstance(value, str) else []
     choices = f"did you mean {', '.join(near)}?" if near and len(known) > 12 else f"choose from {sorted(known)}"
     raise KeyError(f"{key}={value!r} is unknown; {choices}")
 

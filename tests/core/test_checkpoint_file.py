@@ -68,7 +68,7 @@ def test_state_of_the_same_kind_passes(change: dict):
     "change",
     [
         {"lr": None}, {"lr": float("nan")}, {"lr": True}, {"betas": (0.9,)}, {"betas": 0.9}, {"betas": (0.9, "x")},
-        {"fused": 1}, {"fused": None}, {"later": True},
+        {"fused": 1}, {"fused": None}, {"fused": False}, {"later": True},
         {"count": 3.0}, {"count": None}, {"w": torch.ones(3)}, {"w": torch.ones(2).to_sparse()}, {"w": 1},
     ],
 )  # fmt: skip

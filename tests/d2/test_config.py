@@ -59,6 +59,17 @@ def test_key_without_a_value_is_named(tmp_path: Path):
         load_config("", ["MODEL.MFUSER.ADAPTER.NAME", "None", "MODEL.MFUSER.VFM.KWARGS.depth", "None"])
 
 
+def test_seed_that_numpy_does_not_take_is_refused():
+    with pytest.raises(ValueError, match="SEED=4294967296 has to be below 2"):
+        validate_config(load_config(str(CONFIGS[0]), ["SEED", str(2**32)]))
+
+
+@pytest.mark.parametrize("value", ["['64', 64]", "[None]", "[[64], 64]", "[True, 64]"])
+def test_list_of_numbers_with_something_else_in_it_is_named(value: str):
+    with pytest.raises(ValueError, match=r"MODEL.MFUSER.IMAGE_SIZE=\[.* has to be numbers, such as \[512, 512\]"):
+        load_config("", ["MODEL.MFUSER.IMAGE_SIZE", value])
+
+
 def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path):
     """A kilobyte that says it holds a thousand million entries."""
     lines = ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{x: *a{i - 1}, y: *a{i - 1}}}" for i in range(1, 30))]

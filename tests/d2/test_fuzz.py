@@ -22,7 +22,7 @@ pytest.importorskip("detectron2", reason="the Detectron2 side needs Detectron2")
 
 import torch  # noqa: E402
 import yaml  # noqa: E402
-from hypothesis import HealthCheck, currently_in_test_context, event, given, settings  # noqa: E402
+from hypothesis import HealthCheck, currently_in_test_context, event, example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
@@ -117,6 +117,9 @@ SECTIONS = ("MODEL", "SOLVER", "MFUSER", "DATASETS", "_BASE_")
 
 
 @cases
+@example([("DATASETS.TRAIN", (3,))])
+@example([("SOLVER.LOG_PERIOD", None)])
+@example([("SEED", 2**40)])
 @given(st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=3))
 def test_config_values(pairs: list[tuple[str, object]]) -> None:
     opts = [part for key, value in pairs for part in (key, value if isinstance(value, str) else repr(value))]
@@ -357,6 +360,7 @@ SIZES = st.sampled_from([8, 31, 0, -4, 10**9, 2**70, "8", None, 2.5])
 
 
 @cases
+@example(height=0, width=10**9, objects=[])
 @given(height=SIZES, width=SIZES, objects=st.one_of(st.lists(OBJECTS, max_size=3), st.integers()))
 def test_polygon_files(cityscapes: ModuleType, tmp_path: Path, height: object, width: object, objects: object) -> None:
     path = tmp_path / "a_gtFine_polygons.json"
