@@ -274,6 +274,7 @@ def halve_image(source: Path, target: Path) -> None:
     if is_current(target, [source]):
         return
     with Image.open(source) as picture:
+        check_pixels(source, picture.height, picture.width)
         half = picture.convert("RGB").resize((picture.width // 2, picture.height // 2), Image.Resampling.BICUBIC)
     pixels = cv2.cvtColor(np.array(half), cv2.COLOR_RGB2BGR)
     is_done, content = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 97])

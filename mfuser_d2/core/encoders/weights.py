@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import zipfile
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from timm.models import eva, load_state_dict_from_hf, vision_transformer
 from torch import Tensor, nn
 
 from mfuser_d2.core.checkpoint_file import DamagedFileError, check_archive, read_checkpoint
 from mfuser_d2.core.encoders.key_rules import EVA02_VISION, SIGLIP_TEXT, SIGLIP_VISION
 from mfuser_d2.core.encoders.text import TextTower
+from mfuser_d2.core.encoders.torchscript_file import is_torchscript, read_torchscript
 from mfuser_d2.core.key_map import apply_rules
 
 State = Mapping[str, Tensor]
@@ -33,30 +33,25 @@ def read_encoder_file(path: str, *, source: str) -> dict[str, Tensor]:
         state = load_state_dict_from_hf(path.removeprefix(HUB), weights_only=True)
     elif not Path(path).is_file():
         raise FileNotFoundError(f"encoder weights {path} do not exist; get {source}")
-    elif _is_torchscript(path):
-        state = _read_torchscript(path)
+    elif is_torchscript(path):
+        state = _read_archive(Path(path))
     else:
         state = read_checkpoint(path)["model"]
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
-def _is_torchscript(path: str) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
+def _read_archive(path: Path) -> dict[str, Tensor]:
+    check_archive(path, may_be_compressed=True)
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("constants.pkl") for name in archive.namelist())
-    except Exception:  # damaged, which read_checkpoint reports
-        return False
-
-
-def _read_torchscript(path: str) -> dict[str, Tensor]:
-    check_archive(Path(path), may_be_compressed=True)
-    try:
-        return torch.jit.load(path, map_location="cpu").state_dict()
-    except Exception as error:  # torch reports damage with many types
+        return read_torchscript(path)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: this TorchScript archive holds more than modules and tensors (it asks for {error}); "
+            "reading that could run code. Save its state dict instead."
+        ) from error
+    except Exception as error:  # a damaged archive makes many types
         raise DamagedFileError(
-            f"{path} is damaged or no TorchScript archive: {str(error).splitlines()[0][:200]}. Download it again."
+            f"{path} is damaged or no TorchScript archive: {(str(error).splitlines() or ['?'])[0][:200]}. Get it again."
         ) from error
 
 

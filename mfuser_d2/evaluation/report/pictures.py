@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from mfuser_d2.data.reading import check_pixels
 from mfuser_d2.evaluation.label_files import read_label
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def embed_pictures(
         return None
     try:
         with Image.open(record["image"]) as file:
+            check_pixels(record["image"], file.height, file.width)
             photo = ImageOps.exif_transpose(file).convert("RGB")
         truth = read_label(record["label"])
         prediction = read_label(folder / record["prediction"])

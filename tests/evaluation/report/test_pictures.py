@@ -79,6 +79,12 @@ def test_a_missing_file_leaves_the_image_out_and_says_so(record, tmp_path, part,
     assert embed_pictures({**record, "prediction": None}, tmp_path / "target", COLORS) is None
 
 
+def test_a_giant_photograph_is_left_out_before_it_is_decoded(record, tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("mfuser_d2.data.reading.MAX_PIXELS", 599)
+    assert embed_pictures(record, tmp_path / "target", COLORS) is None
+    assert "a.png says it is 20x30 (H x W), more than 599 pixels" in caplog.text
+
+
 def test_shrinking_takes_the_middle_of_each_cell() -> None:
     labels = np.arange(9).reshape(3, 3).repeat(3, axis=0).repeat(3, axis=1)
     np.testing.assert_array_equal(shrink_labels(labels, (3, 3)), np.arange(9).reshape(3, 3))
