@@ -136,11 +136,17 @@ def start_drawing(root: Path) -> tuple[list[str], subprocess.Popen]:
     program = Path(__file__).resolve().parents[2] / "datasets" / "prepare_streets.py"
     command = [sys.executable, str(program), str(root), "--jobs", "2", "--num-train", "60", "--num-val", "1",
                "--size", "64", "96"]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_listen_to_signals)
     deadline = time.monotonic() + 120
     while not list(root.glob("images/train/*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
     return command, process
+
+
+def _listen_to_signals() -> None:
+    """Undo what a background job of a shell, or nohup, passes on to its children."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def test_workers_end_with_a_killed_run_and_let_go_of_the_folder(tmp_path: Path) -> None:
